@@ -63,7 +63,7 @@ def with_another_value(tree: dict) -> st.SearchStrategy[dict]:
 
 
 def must_name(file: Path, read, *words):
-    """Read; any error must be a ValueError whose text names the file."""
+    """Read; any error must be a ValueError that names the file."""
     try:
         return read(*words)
     except ValueError as error:
@@ -123,7 +123,7 @@ def test_the_description_beside_weights(place, content):
 
 
 def forged(tree: dict) -> bytes:
-    """A manifest whose own checksum is correct."""
+    """A manifest with a correct checksum of itself."""
     return json.dumps(tree | {"blake2b": manifest._checksum(tree)}).encode()
 
 

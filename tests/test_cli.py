@@ -18,7 +18,7 @@ from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.recipes import RECIPES, build_run
 
 
-def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type():
+def test_the_demo_parses_and_values_keep_their_text_or_convert_by_field_type():
     assert parse_run((), {}) == build_run("demo")
     run = parse_run((), {
         "workdir": "2024_01", "optim.lr": "3e-4", "compile": "True", "seed": "7", "data.crop_scale": "0.5,1",
@@ -64,7 +64,7 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
     ({"teacher.fp8": "true"}, "teacher.fp8 needs the whole teacher on each rank, got"),
     ({"teacher.checkpoint": ""}, "teacher.checkpoint must be a file, a folder, hub, demo or random, got ''"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
+def test_invalid_options_are_rejected_with_key_and_value(flags, message):
     with pytest.raises(ValueError, match=message):
         parse_run((), flags)
 
@@ -116,7 +116,7 @@ def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
     (["show", "demo", "x.gif"], "DST must end in .png, got 'x.gif'"),
     (["train", "--ds_config=none.json"], "none.json"),
 ])  # fmt: skip
-def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message):
+def test_a_rejected_command_prints_one_line_and_exits_with_code_2(vitkd_ds, capsys, words, message):
     with pytest.raises(SystemExit, match="2"):
         vitkd_ds(*words)
     printed = capsys.readouterr()
@@ -148,7 +148,7 @@ def test_words_and_options_reach_the_command_converted(monkeypatch, command, tar
     called.assert_called_once_with(*words, **{name: value for name, (_, value) in options.items()})
 
 
-def test_predict_hands_over_its_images_and_prints_what_it_gets(monkeypatch, capsys):
+def test_predict_passes_its_images_on_and_prints_the_result(monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(cli, "check_student", lambda *words: None)
     monkeypatch.setattr("vitkd_ds.commands.predict.predict", lambda *words, **own: calls.append((words, own)) or "xy")
@@ -156,7 +156,7 @@ def test_predict_hands_over_its_images_and_prints_what_it_gets(monkeypatch, caps
     assert calls == [(("S", ("a.png", "b")), {"top": 3, "features": True})] and capsys.readouterr().out == "x\ny\n"
 
 
-def test_show_and_plan_hand_over_the_run_and_what_is_theirs(monkeypatch):
+def test_show_and_plan_pass_on_the_run_and_their_own_options(monkeypatch):
     calls = []
     monkeypatch.setattr("vitkd_ds.commands.show.show", lambda *words: calls.append(words))
     monkeypatch.setattr("vitkd_ds.commands.plan.text.plan_text", lambda *words, **own: calls.append((*words, own)))
@@ -173,7 +173,7 @@ def test_show_and_plan_hand_over_the_run_and_what_is_theirs(monkeypatch):
     ]
 
 
-def test_messages_are_shown_and_train_listens_to_signals_before_anything_else(vitkd_ds, monkeypatch):
+def test_messages_are_shown_and_train_installs_signal_handlers_first(vitkd_ds, monkeypatch):
     calls = []
     monkeypatch.setattr(cli.signals, "listen", lambda: calls.append("listen"))
     monkeypatch.setattr(cli.console, "install", lambda: calls.append("install"))
@@ -183,14 +183,14 @@ def test_messages_are_shown_and_train_listens_to_signals_before_anything_else(vi
     assert calls == ["install", "listen", "train", "install", "recipes"], "streams are opened before any pipe"
 
 
-def test_help_is_had_anywhere_and_the_launchers_local_rank_is_no_option(vitkd_ds):
+def test_help_works_anywhere_and_the_launchers_local_rank_is_not_an_option(vitkd_ds):
     for words in ("--local_rank=1 pack --help", "pack --local-rank=1 -h", "--help pack", "pack a --quality=3 --help b"):
         assert vitkd_ds(*words.split()).startswith("Write a set of images")
     assert vitkd_ds("help", "pack") == vitkd_ds("pack", "--help")
     assert vitkd_ds("help", "train", "seed") == vitkd_ds("train", "--help", "seed")
 
 
-def test_help_on_train_lists_the_fields_of_the_recipe_beside_it(vitkd_ds, monkeypatch):
+def test_help_on_train_lists_the_fields_of_the_given_recipe(vitkd_ds, monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     text = vitkd_ds("--help", main=cli.train_main)
     assert text.startswith("Distil") and "--recipe demo." in text and "--optim.weight_decay=0.05" in text
@@ -208,7 +208,7 @@ def test_recipes_are_listed_with_the_first_line_of_their_docstrings(vitkd_ds, mo
     assert lines[1].endswith("  The demo's student without a teacher.")
 
 
-def test_the_printed_config_is_the_run_and_a_recipe_again(vitkd_ds, tmp_path, monkeypatch):
+def test_the_printed_config_equals_the_run_and_works_as_a_recipe(vitkd_ds, tmp_path, monkeypatch):
     text = vitkd_ds("train", "--debug", "--optim.lr=0.5", "--data.crop_scale=0.5,1", "--print_config")
     run = parse_run((), {"debug": "true", "optim.lr": "0.5", "data.crop_scale": "0.5,1"})
     assert text == json.dumps(as_dict(run), indent=2) + "\n"
@@ -228,14 +228,14 @@ def test_the_printed_config_is_the_run_and_a_recipe_again(vitkd_ds, tmp_path, mo
      "train --ds_config none.json"],
 )  # fmt: skip
 @pytest.mark.cold
-def test_answers_come_without_the_slow_imports(words):
+def test_quick_commands_skip_the_slow_imports(words):
     code = "import atexit, sys; from vitkd_ds.cli import main; "
     code += "atexit.register(lambda: print('slow:', {'torch', 'deepspeed', 'timm'} & {*sys.modules})); main()"
     assert "slow: set()" in run_command(sys.executable, "-c", code, *words.split(), check=False).stdout
 
 
 @pytest.mark.parametrize("words", ["recipes", "train --help", "train --print_config", "--help"])
-def test_a_reader_that_stops_reading_ends_a_command_without_a_traceback(words):
+def test_a_closed_pipe_ends_a_command_without_a_traceback(words):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "vitkd_ds", *words.split()]
@@ -266,9 +266,7 @@ def test_a_run_is_reproduced_bit_for_bit_from_its_folder(tmp_path, demo_cache):
 
 
 @pytest.mark.parametrize("workdir", ["{}/file", "{}/file/run", "/dev/null/run", "{}/" + 257 * "x", "{}/loop/run"])
-def test_a_run_folder_that_nobody_could_make_is_refused_so_that_no_job_comes_back_for_it(
-    vitkd_ds, tmp_path, workdir, capsys
-):
+def test_an_impossible_run_folder_is_rejected_so_that_no_job_is_requeued_for_it(vitkd_ds, tmp_path, workdir, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     for resume in ("auto", "none", str(tmp_path)):

@@ -132,7 +132,7 @@ def anchors(text):
 
 
 @pytest.mark.parametrize("page", TEXT)
-def test_relative_links_and_paths_lead_somewhere(page):
+def test_relative_links_and_paths_resolve(page):
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT[page]):
         name, _, anchor = target.partition("#")
         path = (ROOT / page).parent / name if name else ROOT / page
@@ -148,7 +148,7 @@ def test_python_runs(page, finished_run, demo_cache):
 
 
 @pytest.mark.parametrize("name", vitkd_ds.__all__)
-def test_signatures_on_the_page_are_those_of_the_code(name):
+def test_signatures_on_the_page_match_the_code(name):
     written = re.search(rf"^## {name}\n\n`{name}\((.*)\)`$", TEXT["docs/python.md"], re.M).group(1)
     found = inspect.signature(getattr(vitkd_ds, name))
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in found.parameters.values()]
@@ -161,22 +161,22 @@ def listed_as_stable(heading):
     return re.findall(r"^- `(.+?)`", section, re.M)
 
 
-def test_the_stable_python_names_are_those_that_the_package_exports():
+def test_the_stable_python_names_match_the_packages_exports():
     assert sorted(listed_as_stable("Python names")) == sorted(vitkd_ds.__all__)
 
 
-def test_the_stable_commands_are_those_of_the_command_line():
+def test_the_stable_commands_match_the_command_line():
     assert sorted(listed_as_stable("Command line")) == sorted(f"vitkd-ds {name}" for name in cli.COMMANDS)
 
 
-def test_the_stable_keys_of_the_side_file_are_those_that_pack_writes():
+def test_the_stable_keys_of_the_side_file_match_the_keys_that_pack_writes():
     keys = listed_as_stable("The side file of a `.beton`")
     assert sorted(keys) == sorted(["format", *SIDE_KEYS, *TABLE_KEYS, SOURCE_KEY])
     assert f"has format {SIDE_FORMAT} and these keys" in TEXT["docs/stability.md"]
 
 
 @pytest.mark.parametrize("page", TEXT)
-def test_numbers_with_their_source_stand_in_results(page):
+def test_numbers_that_cite_results_are_in_results(page):
     """In each paragraph and table row that cites RESULTS.md or names a row of it: numbers with three digits or a
     point."""
     known = set(re.findall(r"\d[\d,.]*\d", RESULTS))
@@ -199,14 +199,14 @@ def test_the_table_of_formats_follows_from_its_rows():
         assert [round(8 * images_per_s / speed) for images_per_s in (7000, 3800, 1500)] == list(map(int, cores))
 
 
-def test_published_accuracies_are_those_of_the_recipes():
+def test_published_accuracies_match_the_recipes():
     rows = re.findall(r"^\| \[`(\w+)`\].* \| (.*) \| (.*) \| (.*) \|$", TEXT["README.md"], re.M)
     assert len(rows) == 3
     for recipe, *accuracies in rows:
         assert all(accuracy in inspect.getdoc(RECIPES[recipe]) for accuracy in accuracies), recipe
 
 
-def test_the_readmes_first_commands_have_own_images_and_the_default_that_launchers_run():
+def test_the_readme_starts_with_own_images_and_the_command_tested_under_launchers():
     """`tests/test_end_to_end.py` runs the default with --debug, under two launchers."""
     section = TEXT["README.md"].partition("## First commands")[2].partition("\n## ")[0]
     (own,) = re.findall(r"^vitkd-ds train --recipe images .*--data.train \S+ --data.val \S+", section, re.M)
@@ -215,7 +215,7 @@ def test_the_readmes_first_commands_have_own_images_and_the_default_that_launche
     assert '["train.py", "--ds_config", "ds_configs/zero2.json", "--debug"' in run
 
 
-def test_the_small_student_of_the_page_is_a_smaller_one():
+def test_the_small_student_on_the_page_is_smaller():
     (args,) = re.findall(r"^\| a smaller student \| `--student.model_args='(.*)'`", TEXT["docs/images.md"], re.M)
     sizes = [
         sum(weight.numel() for weight in timm.create_model("deit_tiny_patch16_224", **made).parameters())

@@ -33,7 +33,7 @@ STATE_FILE = "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_for_bit_and_a_damaged_checkpoint_is_passed_over(whole_run, small_beton, tmp_path):
+def test_a_killed_run_resumes_bit_for_bit_and_a_damaged_checkpoint_is_skipped(whole_run, small_beton, tmp_path):
     processes = start_ranks(2, "train.py", *everything_on(tmp_path / "killed", small_beton))
     wait_for_steps(processes, tmp_path / "killed", 20)
     for process in processes:
@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_bit_for_bit_and_a_damaged_checkpoint_is_passed_ove
         assert student == (whole_run / "student.safetensors").read_bytes()
 
 
-def test_the_run_folder_holds_what_is_promised(whole_run):
+def test_the_run_folder_has_the_documented_files(whole_run):
     summary = json.loads((whole_run / "summary.json").read_text())
     assert summary.keys() == SUMMARY_KEYS | {"student_raw_top1"}
     assert summary["steps"] == 30 and summary["world_size"] == 2 and summary["debug"] is True
@@ -74,7 +74,7 @@ def test_the_run_folder_holds_what_is_promised(whole_run):
     assert any((whole_run / "tensorboard").iterdir())
 
 
-def test_a_finished_run_is_left_alone_and_no_folder_is_used_with_other_settings(whole_run, small_beton, tmp_path):
+def test_a_finished_run_is_left_alone_and_a_folder_is_rejected_for_other_settings(whole_run, small_beton, tmp_path):
     used, unused = tmp_path / "used", tmp_path / "unused"
     shutil.copytree(whole_run, used)
     (used / "done").unlink()
@@ -99,7 +99,7 @@ def test_a_finished_run_is_left_alone_and_no_folder_is_used_with_other_settings(
     assert done.returncode == 2 and "optim.lr: 0.002 there, 0.5 now" in done.stderr
 
 
-def test_a_finished_run_of_other_settings_or_images_is_refused_but_not_a_moved_copy(whole_run, small_beton, tmp_path):
+def test_a_finished_run_of_other_settings_or_images_is_rejected_but_not_a_moved_copy(whole_run, small_beton, tmp_path):
     copy, other = tmp_path / "copy.beton", tmp_path / "other.beton"
     for suffix in ("", ".json"):
         shutil.copy(f"{small_beton}{suffix}", f"{copy}{suffix}")
@@ -121,7 +121,7 @@ def test_a_finished_run_of_other_settings_or_images_is_refused_but_not_a_moved_c
     assert before == {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
 
 
-def test_an_extended_run_is_the_longer_run_from_there_on(whole_run, small_beton, tmp_path):
+def test_an_extended_run_continues_like_the_longer_run(whole_run, small_beton, tmp_path):
     extended, cut, none_left = tmp_path / "extended", tmp_path / "cut", tmp_path / "none_left"
     for folder in (extended, cut, none_left):
         shutil.copytree(whole_run, folder)
@@ -141,7 +141,7 @@ def test_an_extended_run_is_the_longer_run_from_there_on(whole_run, small_beton,
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_ranks(whole_run, small_beton, tmp_path):
+def test_a_run_resumes_on_another_number_of_ranks(whole_run, small_beton, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)
     (workdir / "done").unlink()
@@ -172,7 +172,7 @@ def test_the_export_is_a_plain_timm_model_with_the_same_logits(whole_run, tmp_pa
     assert refused.returncode == 2 and "already exists" in refused.stderr
 
 
-def test_eval_of_the_export_gives_the_summarys_numbers(whole_run):
+def test_eval_of_the_export_matches_the_summary(whole_run):
     done = run_command("vitkd-ds", "eval", whole_run)
     found = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()}
     summary = json.loads((whole_run / "summary.json").read_text())
@@ -197,7 +197,7 @@ def test_the_default_command_works_under_each_launcher(launcher, tmp_path, demo_
 
 
 @pytest.mark.slow
-def test_the_default_command_works_in_plain_python_and_compiled_up_to_bf16_rounding(tmp_path, demo_cache):
+def test_the_default_command_works_without_a_launcher_and_compiled_up_to_bf16_rounding(tmp_path, demo_cache):
     eager, compiled = default_run(tmp_path / "2024_01"), default_run(tmp_path / "compiled", "--compile")
     assert len(eager) == 4 and compiled == pytest.approx(eager, rel=2**-6)
 
@@ -242,7 +242,7 @@ def test_every_recipe_runs_its_debug_size(shape, tmp_path, demo_cache):
         assert ("random weights" in outcome["said"]) == (not is_plain)
 
 
-def test_a_mistyped_flag_is_refused_before_anything_happens(tmp_path):
+def test_a_mistyped_flag_is_rejected_before_anything_happens(tmp_path):
     done = run_command(sys.executable, "train.py", "--workdri", tmp_path / "run", check=False)
     assert done.returncode == 2 and "--workdri is no option: did you mean workdir?" in done.stderr
     assert "deepspeed" not in done.stderr.lower() and not (tmp_path / "run").exists()

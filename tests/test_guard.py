@@ -29,7 +29,7 @@ def test_forked_and_started_children_exit():
 """
 
 
-def test_an_exit_fails_its_test_also_where_it_is_hidden_and_children_exit(request, tmp_path):
+def test_an_exit_fails_its_test_even_if_hidden_and_children_may_exit(request, tmp_path):
     assert request.config.pluginmanager.has_plugin(guard.OWN), "tests/conftest.py must load the guard"
     (tmp_path / "test_inner.py").write_text(TESTS)
     # A separate process, because a broken guard would end this test run.

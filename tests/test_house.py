@@ -62,7 +62,7 @@ def room_of(name):
     return name.partition("/")[0].removesuffix(".py")
 
 
-def test_every_file_stands_in_a_room_and_imports_go_down_and_in_no_circle():
+def test_every_file_is_in_a_known_folder_and_imports_go_down_without_cycles():
     assert {room_of(name) for name in PACKAGE} == {*ROW_OF, "__init__"}
     for name in PACKAGE.keys() - {"__init__.py"}:
         room = room_of(name)
@@ -73,14 +73,14 @@ def test_every_file_stands_in_a_room_and_imports_go_down_and_in_no_circle():
     list(TopologicalSorter({name: set(own_imports(name)) - {name} for name in PACKAGE}).static_order())
 
 
-def test_outside_packages_are_at_home():
+def test_outside_packages_are_imported_only_where_allowed():
     for package, homes in HOMES.items():
         none_of(f"{name} imports {full}" for name in PACKAGE if not name.startswith(tuple(homes))
                 for full in imports(name) if f"{full}.".startswith(f"{package}."))  # fmt: skip
 
 
 @pytest.mark.cold
-def test_settings_signals_console_and_statistics_come_without_torch():
+def test_settings_signals_console_and_statistics_do_not_import_torch():
     names = [name for name in PACKAGE if name.startswith(NO_TORCH)]
     none_of(name for name in names for full in imports(name) if f"{full}.".startswith("torch."))
     modules = [PACKAGE[name].removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in names]
@@ -88,7 +88,7 @@ def test_settings_signals_console_and_statistics_come_without_torch():
     assert subprocess.run([sys.executable, "-c", command], cwd=ROOT).returncode == 0
 
 
-def test_only_the_console_and_the_door_write_to_stderr():
+def test_only_the_console_and_the_command_line_write_to_stderr():
     writes = re.compile(r"sys\.stderr(?!\.flush)|\bos\.write\(|print\(.*file=")
     speaking = {PACKAGE["train/console.py"], PACKAGE["cli.py"]}
     none_of(f"{name}:{number}: {line.strip()}" for name in {*PACKAGE.values()} - speaking
@@ -132,7 +132,7 @@ def test_every_long_function_has_a_comment_that_says_why():
     none_of(found for name in PACKAGE.values() for found in lines_without_a_chapter(name))
 
 
-def test_every_loss_says_its_source_and_where_it_differs():
+def test_every_loss_states_its_source_and_differences():
     names = {name[7:-3] for name in PACKAGE if name.startswith("losses/")} - {"__init__", "part", "precision"}
     assert len(names) > 10
     for name in names:
@@ -149,7 +149,7 @@ def test_only_losses_their_settings_and_recipes_name_a_term():
         none_of(f"{name}:{line}: {term}" for line, term in found if isinstance(term, str) and term in TERMS)
 
 
-def test_deepspeed_files_leave_to_the_recipe_what_it_owns():
+def test_deepspeed_files_leave_the_recipes_values_open():
     foreign = {"optimizer", "scheduler", "fp16", "amp", "elasticity", "data_efficiency", "curriculum_learning"}
     owned = ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"]
     configs = {path.name: json.loads(path.read_text()) for path in (ROOT / "ds_configs").glob("*.json")}
@@ -169,6 +169,6 @@ def test_files_of_a_run_folder_are_named_once():
             for node in ast.walk(TREE[name]) if isinstance(node, ast.Constant) and node.value in named)  # fmt: skip
 
 
-def test_there_is_no_drawer_and_nothing_to_do_without_an_owner():
+def test_there_is_no_utils_module_and_no_todo_without_an_issue():
     none_of(name for name in PACKAGE.values() if re.search(r"/(utils|common|helpers)\b", name))
     none_of(name for name, text in TEXT.items() if re.search(r"TOD[O](?!\(#\d)", text))

@@ -96,12 +96,12 @@ def runs(small_beton, unlabelled, labelled, tmp_path_factory, demo_cache):
 
 
 @pytest.mark.slow
-def test_ignored_labels_and_none_train_the_same_student_bit_for_bit_also_from_a_checkpoint(runs):
+def test_ignored_or_missing_labels_train_the_same_student_bit_for_bit_even_when_resumed(runs):
     assert_same_result(runs / "ignored", runs / "none")
     assert_same_result(runs / "resumed", runs / "none")
 
 
-def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agrees_most(runs, capsys):
+def test_the_run_is_evaluated_by_agreement_and_the_best_agrees_most(runs, capsys):
     lines = [line for line in metrics_of(runs / "none") if "val_num_images" in line]
     assert [line["step"] for line in lines] == [7, 14, 21] and all(line["val_num_images"] == 60 for line in lines)
     assert all(0 < line[f"val_{name}"] < 1 for line in lines for name in ("cka", "cka_patches"))
@@ -126,7 +126,7 @@ def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agre
     assert "knn_top1" in capsys.readouterr().out
 
 
-def test_k_nn_in_the_run_is_that_of_eval_for_the_images_of_all_ranks(runs, labelled):
+def test_k_nn_in_the_run_matches_eval_over_all_ranks_images(runs, labelled):
     lines = [line for line in metrics_of(runs / "none") if "val_knn_top1" in line]
     summary = json.loads((runs / "none" / "summary.json").read_text())
     found = evaluate_exported(str(runs / "none"), knn=True, train=str(labelled), val=str(labelled))
@@ -140,7 +140,7 @@ def test_k_nn_in_the_run_is_that_of_eval_for_the_images_of_all_ranks(runs, label
     ({"knn_train": "demo"}, "data.knn_train and data.knn_val go together, got data.knn_train only"),
     ({"knn_train": "demo", "knn_val": "demo", "labels": "use", "num_classes": "10"}, "is for runs without labels"),
 ])  # fmt: skip
-def test_k_nn_has_both_splits_and_no_classes_beside_it(flags, message):
+def test_k_nn_needs_both_splits_and_excludes_classes(flags, message):
     with pytest.raises(ValueError, match=message):
         parse_run((), {"recipe": "demo_label_free"} | {f"data.{key}": value for key, value in flags.items()})
 
@@ -152,7 +152,7 @@ def test_k_nn_has_both_splits_and_no_classes_beside_it(flags, message):
     ("labelled", "few", "data.knn_val needs .*those of data.knn_train.* has 10 images of 2 classes"),
     ("labelled", "gone", "data.knn_val: no file gone. Pack the images first"),
 ])  # fmt: skip
-def test_k_nn_is_asked_of_enough_images_with_labels(unlabelled, labelled, few, demo_cache, train, val, message):
+def test_k_nn_needs_enough_labelled_images(unlabelled, labelled, few, demo_cache, train, val, message):
     paths = {"labelled": labelled, "unlabelled": unlabelled, "few": few, "gone": "gone"}
     run = build_run("demo_label_free")
     run = replace(run, data=replace(run.data, knn_train=str(paths[train]), knn_val=str(paths[val])))
@@ -162,7 +162,7 @@ def test_k_nn_is_asked_of_enough_images_with_labels(unlabelled, labelled, few, d
     assert row.level == "error" and re.search(message, row.found)
 
 
-def test_the_doctor_looks_at_the_images_of_k_nn(labelled, demo_cache):
+def test_the_doctor_checks_the_k_nn_images(labelled, demo_cache):
     run = build_run("demo_label_free")
     assert list(check_knn(Patient(run, CPU, ["here"]))) == []
     run = replace(run, data=replace(run.data, knn_train=str(labelled), knn_val="demo"))
@@ -174,7 +174,7 @@ def test_the_doctor_looks_at_the_images_of_k_nn(labelled, demo_cache):
     ]  # fmt: skip
 
 
-def test_the_cosines_are_those_of_the_trained_adapters(runs, monkeypatch):
+def test_the_cosines_use_the_trained_adapters(runs, monkeypatch):
     summary = json.loads((runs / "none" / "summary.json").read_text())
     lines = [line for line in metrics_of(runs / "none") if "val_cosine" in line]
     module = torch.load(runs / "none" / "checkpoints" / "step00000021" / "mp_rank_00_model_states.pt")["module"]
@@ -190,7 +190,7 @@ def test_the_cosines_are_those_of_the_trained_adapters(runs, monkeypatch):
         assert summary[name] == pytest.approx(lines[-1][f"val_{name}"], rel=1e-5)
 
 
-def test_the_student_is_a_timm_model_without_a_head_and_says_what_its_features_are(runs):
+def test_the_student_is_a_headless_timm_model_and_describes_its_features(runs):
     described = json.loads((runs / "none" / "student.json").read_text())
     model = timm.create_model(described["model"], **described["args"]).eval()
     model.load_state_dict(load_file(runs / "none" / "student.safetensors"))
@@ -202,7 +202,7 @@ def test_the_student_is_a_timm_model_without_a_head_and_says_what_its_features_a
         assert torch.equal(pooled, model.forward_features(images)[:, 0]) and torch.equal(pooled, model(images))
 
 
-def test_the_features_are_asked_with_the_data_of_the_run_or_others(runs, small_beton, unlabelled):
+def test_features_are_evaluated_on_the_runs_data_or_other_data(runs, small_beton, unlabelled):
     given = {"train": str(small_beton), "val": str(small_beton)}
     found = evaluate_exported(str(runs / "ignored"), knn=True, **given)
     assert found == evaluate_exported(str(runs / "none"), knn=True, **given)
@@ -233,7 +233,7 @@ def test_images_without_labels_open_as_data_without_classes(unlabelled, small_be
      "ignore them with --data.labels=ignore"),
     ({"train": "labelled", "num_classes": 10}, "(data.val.) has no labels, but data.train has classes"),
 ])  # fmt: skip
-def test_labels_on_one_side_alone_are_refused(unlabelled, small_beton, changes, message):
+def test_labels_in_only_one_split_are_rejected(unlabelled, small_beton, changes, message):
     paths = {"labelled": str(small_beton)}
     changes = {key: paths.get(value, value) for key, value in changes.items()}
     files = {"train": str(unlabelled), "val": str(unlabelled)}
@@ -248,7 +248,7 @@ def test_labels_on_one_side_alone_are_refused(unlabelled, small_beton, changes, 
     ("wttm", "logits of a classifier"), ("dist", "logits of a classifier"),
     ("distillation_token", "logits of a classifier"),
 ])  # fmt: skip
-def test_terms_that_need_labels_or_a_classifier_are_refused_by_name(unlabelled, term, what):
+def test_terms_that_need_labels_or_a_classifier_are_rejected_by_name(unlabelled, term, what):
     flags = {"recipe": "demo_label_free", "debug": "true", f"losses.{term}.weight": "1"}
     message = rf"losses.{term} needs {what}, but {{}} \(data.num_classes=0\). Set --losses.{term}.weight=0, and give a "
     message += rf"weight to one or more of {WORKING}\.$"
@@ -260,13 +260,13 @@ def test_terms_that_need_labels_or_a_classifier_are_refused_by_name(unlabelled, 
 
 
 @pytest.mark.parametrize("term", WORKING.split(", "))
-def test_each_other_term_is_accepted_alone(term):
+def test_each_other_term_is_accepted_on_its_own(term):
     flags = {"recipe": "demo_label_free", "losses.feature.weight": "0", "losses.relation.weight": "0"}
     run = parse_run((), flags | {f"losses.{term}.weight": "1"})
     assert list(run.losses.active()) == [term] and run.data.num_classes == 0
 
 
-def test_a_run_of_python_is_checked_and_its_classes_are_counted_before_any_process_starts():
+def test_a_run_from_python_is_checked_and_its_classes_counted_before_any_process_starts():
     run = build_run("demo_label_free", debug=True)
     with pytest.raises(ValueError, match="data.num_classes must be 0 with data.labels=ignore, got 10. Add"):
         checked(replace(run, data=replace(run.data, num_classes=10)))

@@ -30,14 +30,14 @@ class Queue:
 '''
 
 
-def test_the_page_has_the_number_of_them():
+def test_the_page_states_the_number_of_mistakes():
     mistakes = list(all_mistakes())
     known = sum(bool(mistake.reason) for mistake in mistakes)
     text = (ROOT / "docs" / "tested.md").read_text()
     assert f"The list has {len(mistakes)} mistakes" in text and f"{known} survive" in text
 
 
-def test_each_mistake_matches_once_and_changes_the_tree_and_its_test_is_there():
+def test_each_mistake_matches_once_changes_the_tree_and_names_an_existing_test():
     texts = {file: (ROOT / "vitkd_ds" / file).read_text() for file in {mistake.file for mistake in all_mistakes()}}
     trees = {file: ast.parse(text) for file, text in texts.items()}
     for mistake in all_mistakes():
@@ -87,7 +87,7 @@ def test_a_change_must_match_exactly_once_in_its_function(where, old, times):
         changed(CODE, where, old, "0")
 
 
-def test_a_change_matches_whatever_the_layout_comments_and_messages_are():
+def test_a_change_matches_with_any_layout_comments_and_messages():
     other = CODE.replace(
         "self.items.append(item, 7, at=b, flag=True)", "self.items.append(\n  item,  # first\n  7, at=(b), flag=True)"
     )

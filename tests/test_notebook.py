@@ -11,7 +11,7 @@ from tests.conftest import ROOT, run_command
 CELLS = json.loads((ROOT / "docs/demo.ipynb").read_text())["cells"]
 
 
-def test_it_has_ten_cells_without_outputs_and_its_pages_exist():
+def test_the_notebook_has_ten_cells_without_outputs_and_its_pages_exist():
     assert len(CELLS) == 10
     assert not any(cell.get("outputs") for cell in CELLS)
     text = "".join("".join(cell["source"]) for cell in CELLS)
@@ -19,7 +19,7 @@ def test_it_has_ten_cells_without_outputs_and_its_pages_exist():
         assert (ROOT / "docs" / page).is_file(), page
 
 
-def test_the_readme_links_it_and_its_first_cell_says_how_to_start_it():
+def test_the_readme_links_the_notebook_and_its_first_cell_says_how_to_start_it():
     assert "](docs/demo.ipynb)" in (ROOT / "README.md").read_text()
     assert "`.venv/bin/jupyter lab docs/demo.ipynb`" in "".join(CELLS[0]["source"])
 

@@ -135,7 +135,7 @@ def test_folders_are_packed_once_and_the_run_knows_their_classes(tmp_path, demo_
     assert not (tmp_path / "runs/third").exists()
 
 
-def test_an_exported_student_has_the_umasks_mode_and_timm_knows_how_to_feed_it(whole_run, tmp_path):
+def test_an_exported_student_has_the_umasks_mode_and_preprocessing_for_timm(whole_run, tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     run_command("vitkd-ds", "export", whole_run, tmp_path / "out")

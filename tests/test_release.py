@@ -48,11 +48,11 @@ def run(release, *words):
     (("plan", "--recipe", "runs/seed0"), "images/s"),
     (("sweep", "--recipes", "runs/seed0", "--seeds", "1", "--list"), "seed"),
 ])  # fmt: skip
-def test_a_command_takes_what_0_9_wrote(release, words, said):
+def test_a_command_accepts_artifacts_of_0_9(release, words, said):
     assert said in run(release, "-m", "vitkd_ds", *words)
 
 
-def test_an_interrupted_run_of_0_9_ends_with_the_weights_of_the_whole_one(release):
+def test_an_interrupted_run_of_0_9_ends_with_the_same_weights_as_an_uninterrupted_one(release):
     run(release, ROOT / "train.py", "--recipe=runs/half", "--workdir=runs/half")
     ours = load_file(release / "runs/half/student.safetensors")
     whole = load_file(release / "half_final.safetensors")
@@ -73,6 +73,6 @@ def test_timm_loads_a_hugging_face_export_of_0_9(release):
     "--teacher.checkpoint=runs/teacher/student.safetensors",
     "--resume=runs/half/checkpoints/step00000002",
 ])  # fmt: skip
-def test_a_run_starts_from_what_0_9_wrote(release, tmp_path, option):
+def test_a_run_starts_from_artifacts_of_0_9(release, tmp_path, option):
     run(release, ROOT / "train.py", "--recipe=runs/half", f"--workdir={tmp_path}/run", option)
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 4

@@ -33,12 +33,12 @@ def test_every_page_is_in_the_site_and_the_first_one_leads_to_each(site):
         assert path == "index.html" or f'href="{path}"' in first, f"{path} must be in the nav of mkdocs.yml"
 
 
-def test_files_that_pages_link_to_are_in_it_as_they_are(site):
+def test_files_linked_from_pages_are_in_the_site_unchanged(site):
     for name in ("vitkd_ds/config/run.py", "ds_configs/zero2.json", "vitkd_ds/data/demo/LICENSE"):
         assert (site / name).read_bytes() == (ROOT / name).read_bytes()
 
 
-def test_the_reference_has_names_arguments_and_sources_of_the_docstrings(site):
+def test_the_reference_shows_names_arguments_and_sources_from_docstrings(site):
     text = re.sub(r"<[^>]+>", "", (site / "reference.html").read_text())
     for wanted in ("nkd_loss", "ViTKDLoss", "build_loader", "AugmentConfig", "tau; it divides only the second term",
                    "arXiv 2209.02432", "softmaxes over the other K - 1 logits"):  # fmt: skip
@@ -53,7 +53,7 @@ def test_nothing_is_fetched_from_elsewhere(site):
         assert not fetched, page
 
 
-def test_the_search_works_from_the_disk(site, browser):  # noqa: F811
+def test_the_search_works_from_local_files(site, browser):  # noqa: F811
     browser.get((site / "docs" / "data.html").as_uri())
     field = browser.find_element("css selector", "[data-md-component=search-query]")
     browser.execute_script("arguments[0].focus()", field)
@@ -73,7 +73,7 @@ def test_tables_fit_a_page_of_1280_pixels(site, browser):  # noqa: F811
     assert browser.execute_script(wide) == []
 
 
-def test_the_results_of_the_first_page_are_whole_at_1280_pixels(site, browser):  # noqa: F811
+def test_the_first_pages_results_fit_1280_pixels(site, browser):  # noqa: F811
     browser.set_window_size(1280, 900)
     browser.get((site / "index.html").as_uri())
     find = "[...document.querySelectorAll('pre code')].find((code) => code.innerText.includes('student top-1'))"

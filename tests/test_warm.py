@@ -19,7 +19,7 @@ print(sys.excepthook is sys.__excepthook__)
 """
 
 
-def test_sizes_that_varied_here_and_hooks_set_here_are_unknown_to_a_child(monkeypatch):
+def test_a_child_does_not_inherit_dynamic_sizes_or_hooks(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", lambda *error: None)
     for size in (2, 3):
         torch.compile(torch.nn.functional.normalize, backend="eager")(torch.ones(size, 4))

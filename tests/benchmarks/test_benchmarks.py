@@ -49,7 +49,7 @@ def test_all_loaders_run_each_full_recipe(tmp_path):
     assert {name for name, row in rows.items() if row["images_per_cpu_s"] > 0} == set(names)
 
 
-def test_an_unknown_row_is_refused_with_the_names_there_are():
+def test_an_unknown_row_is_rejected_with_the_existing_names():
     done = run_command("python", ROOT / "benchmarks" / "loader.py", "--debug", "--rows", "ours-png", check=False)
     assert done.returncode and "ours-jpg500" in done.stderr and "unknown names: ours-png" in done.stderr
 
@@ -67,7 +67,7 @@ def test_two_hosts_send_what_the_plan_predicts(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_what_make_gpu_runs_is_rehearsed_at_toy_size(tmp_path):
+def test_the_commands_of_make_gpu_run_at_toy_size(tmp_path):
     gpu = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--debug", "--out", tmp_path]
     run_command(*gpu, cwd=ROOT, timeout=800)  # 200 s on two free cores
     done = {part["part"]: part for part in json.loads((tmp_path / "rows.json").read_text())}
@@ -82,7 +82,7 @@ def test_what_make_gpu_runs_is_rehearsed_at_toy_size(tmp_path):
     assert [line.split(" | ")[1] for line in lines] == ["eager", "compiled", "replica", "shard", "offload"]
 
 
-def test_a_part_that_fails_or_comes_too_late_is_said_and_the_rest_runs_on(tmp_path):
+def test_a_failed_or_late_part_is_reported_and_the_rest_still_runs(tmp_path):
     far = time.monotonic() + 60
     assert gpu.run("broken", ["-c", "raise SystemExit(3)"], tmp_path, deadline=far)["code"] == 3
     assert (

@@ -32,7 +32,7 @@ def test_two_kills_lose_nothing(tmp_path, demo_cache):
 
 
 @pytest.mark.slurm
-def test_faults_of_a_job_lose_nothing(tmp_path, demo_cache):
+def test_faults_in_a_job_lose_nothing(tmp_path, demo_cache):
     if reason := cluster.why_not() or network.why_not():
         pytest.skip(reason)
     found = two_kills(tmp_path, "--slurm")

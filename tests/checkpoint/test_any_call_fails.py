@@ -62,7 +62,7 @@ def lines_of(*args):
 
 
 @pytest.mark.parametrize("times", [1, FOREVER], ids=["once", "from then on"])
-def test_whichever_call_of_a_save_fails_a_checkpoint_is_whole_and_the_run_says_which(tmp_path, times):
+def test_if_any_call_of_a_save_fails_one_checkpoint_is_whole_and_the_log_names_it(tmp_path, times):
     seen = lines_of(tmp_path, BEGIN + SAVE, tmp_path, times)
     wholes = [whole for _, whole, *_ in seen]
     assert wholes == sorted(wholes) and {*wholes} == {4, 5} and len(seen) > 18, "the old one until the new one is named"
@@ -77,6 +77,6 @@ def test_whichever_call_of_a_save_fails_a_checkpoint_is_whole_and_the_run_says_w
 
 
 @pytest.mark.parametrize(("times", "found"), [(1, 4), (FOREVER, "Unreadable")], ids=["once", "from then on"])
-def test_whichever_call_of_a_start_fails_the_newest_is_taken_or_none(tmp_path, times, found):
+def test_if_any_call_of_a_start_fails_the_newest_checkpoint_is_loaded_or_none(tmp_path, times, found):
     seen = lines_of(tmp_path, BEGIN + LOAD, tmp_path, times)
     assert len(seen) > 4 and [each for _, each in seen] == [found] * len(seen)

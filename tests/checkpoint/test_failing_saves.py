@@ -45,7 +45,7 @@ def observe(seen, workdir):
     seen["saves"] = ranks.from_all(mine)
 
 
-def test_failed_saves_are_said_leave_the_previous_one_and_end_the_run_only_in_a_row(observed):
+def test_failed_saves_are_logged_keep_the_previous_one_and_end_the_run_only_in_a_row(observed):
     seen, other = observed[2]["saves"]
     assert seen["failures"] == other["failures"] == [0, 1, 2, 0, 1, 0, 1, 2]
     one = ["latest", "step00000001"]

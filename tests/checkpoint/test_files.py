@@ -18,7 +18,7 @@ def test_a_file_is_replaced_at_once_and_described(tmp_path):
     assert entry == {"bytes": 5, "blake2b": hashlib.blake2b("new\u00e9".encode(), digest_size=32).hexdigest()}
 
 
-def test_what_stands_at_the_temporary_name_is_removed_and_a_link_there_is_not_followed(tmp_path):
+def test_a_file_at_the_temporary_name_is_removed_and_a_link_there_is_not_followed(tmp_path):
     path, other = tmp_path / "latest", tmp_path / "other"
     other.write_text("mine")
     temporary = tmp_path / ".latest.tmp"
@@ -46,7 +46,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert (tmp_path / "latest").read_text() == "old" and os.listdir(tmp_path) == ["latest"]
 
 
-def test_a_write_that_the_disk_refuses_is_raised_at_the_end_and_not_through_the_writer(tmp_path):
+def test_a_failed_write_is_raised_at_the_end_and_not_inside_the_writer(tmp_path):
     def fill(file):
         file.file = Mock(spec=["write"], **{"write.side_effect": OSError(28, "No space left on device")})
         assert file.write(b"abc") == 3, "torch's C++ writer must not see an exception"

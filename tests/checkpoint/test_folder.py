@@ -29,7 +29,7 @@ def finish(run, **config):
     Path(run.workdir, "done").touch()
 
 
-def test_a_finished_folder_is_one_with_done_unless_all_begins_anew(tmp_path, run):
+def test_a_folder_with_done_is_finished_unless_the_run_starts_over(tmp_path, run):
     assert not folder.is_finished(run)
     finish(run)
     assert folder.is_finished(run) and folder.is_finished(replace(run, resume="/another"))
@@ -40,7 +40,7 @@ def test_a_finished_folder_is_one_with_done_unless_all_begins_anew(tmp_path, run
     ("config.json", "config.json with its settings is missing. Restore it"),
     ("summary.json", "summary.json is missing or not valid JSON: .*No such file"),
 ])  # fmt: skip
-def test_a_finished_folder_that_lacks_a_file_is_refused(tmp_path, run, name, found):
+def test_a_finished_folder_that_lacks_a_file_is_rejected(tmp_path, run, name, found):
     finish(run)
     (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=found):
@@ -54,7 +54,7 @@ def test_a_finished_folder_that_lacks_a_file_is_refused(tmp_path, run, name, fou
 @pytest.mark.parametrize("content", [
     b'{"run": [1]}', b'{"run": {"student": [1]}}', b"[1]", b"null", b"", b"\xff", b"[" * 100_000, None,
 ], ids=lambda content: str(content)[:20])  # fmt: skip
-def test_a_damaged_config_json_is_a_sentence_that_names_it(tmp_path, run, content):
+def test_an_error_names_a_damaged_config_json(tmp_path, run, content):
     file = tmp_path / "config.json"
     finish(run)
     file.unlink()
@@ -69,7 +69,7 @@ def test_a_damaged_config_json_is_a_sentence_that_names_it(tmp_path, run, conten
         read_run(tmp_path)
 
 
-def test_a_finished_run_knows_its_images_whatever_they_are_called(tmp_path, run, demo_cache):
+def test_a_finished_run_recognises_its_images_under_any_path(tmp_path, run, demo_cache):
     train, val = tmp_path / "train.beton", tmp_path / "val.beton"
 
     def put(split, path):
@@ -98,12 +98,12 @@ def test_a_finished_run_knows_its_images_whatever_they_are_called(tmp_path, run,
         folder.is_finished(moved)
 
 
-def test_all_that_may_change_is_a_setting_of_a_run(run):
+def test_every_changeable_key_is_a_setting_of_a_run(run):
     settings = folder.flattened(as_dict(run))
     assert not folder.FREE_KEYS - settings.keys()
 
 
-def test_what_is_learned_is_not_free():
+def test_settings_that_affect_learning_are_not_changeable():
     free = {
         "student": {"checkpoint_activations"}, "teacher": {"placement"},
         "data": {"train", "val", "knn_train", "knn_val", "num_workers", "backend", "on_bad"},
@@ -117,7 +117,7 @@ def test_what_is_learned_is_not_free():
 @pytest.mark.parametrize(
     "files, what", [(["checkpoints/step00000012/x"], "a run at step 12"), (["done"], "a finished run")]
 )
-def test_other_settings_are_told_with_what_the_folder_holds(tmp_path, run, files, what):
+def test_an_error_about_other_settings_describes_the_run_in_the_folder(tmp_path, run, files, what):
     (tmp_path / "config.json").write_text(json.dumps({"run": as_dict(run)}))
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def test_other_settings_are_told_with_what_the_folder_holds(tmp_path, run, files
         folder.check_settings(replace(run, seed=9), tmp_path / "config.json")
 
 
-def test_a_longer_run_must_be_asked_for(tmp_path, run):
+def test_a_longer_run_needs_an_explicit_option(tmp_path, run):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"run": as_dict(run)}))
     longer = replace(run, epochs=run.epochs + 1)
@@ -141,7 +141,7 @@ def test_a_longer_run_must_be_asked_for(tmp_path, run):
     assert folder.check_settings(replace(longer, extend=True), config) == run
 
 
-def test_settings_that_change_what_is_learned_may_not_change(tmp_path, run):
+def test_settings_that_affect_learning_must_not_change(tmp_path, run):
     config = tmp_path / "config.json"
     folder.check_settings(run, config)  # there is no config.json yet
     config.write_text(json.dumps({"run": as_dict(run)}))
@@ -168,7 +168,7 @@ def test_a_new_run_needs_a_folder_without_checkpoints_and_may_have_other_setting
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="asks git")
-def test_the_commit_is_that_of_the_checkout_and_says_whether_files_differ(tmp_path, monkeypatch):
+def test_the_recorded_commit_is_the_checkouts_and_marks_modified_files(tmp_path, monkeypatch):
     def git(*words):
         words = ["-c", "user.name=a", "-c", "user.email=a@b", *words]
         return subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()

@@ -14,7 +14,7 @@ from vitkd_ds.checkpoint.lock import LockLost, RunLock
 @pytest.mark.parametrize("hidden", [
     {"pid": 2**22 + 1}, {"pid": 2**40}, {"start_time": "1"},
 ], ids=["a cloned machine, or another /proc", "no number", "a number that is another process's"])  # fmt: skip
-def test_a_heart_that_beats_counts_more_than_a_process_that_is_not_found(tmp_path, hidden):
+def test_a_heartbeat_outweighs_a_missing_process(tmp_path, hidden):
     path = locked_by(tmp_path, **hidden)
     stop = threading.Event()
     thread = threading.Thread(target=lambda: [os.utime(path) for _ in iter(lambda: stop.wait(0.1), True)])
@@ -27,7 +27,7 @@ def test_a_heart_that_beats_counts_more_than_a_process_that_is_not_found(tmp_pat
         thread.join()
 
 
-def test_a_process_that_proc_hides_is_waited_for_as_one_of_another_machine(tmp_path, monkeypatch):
+def test_a_process_hidden_from_proc_is_treated_like_one_on_another_machine(tmp_path, monkeypatch):
     def hidden(pid, signal):
         raise PermissionError  # the kernel's answer for another user's process, also with hidepid=2
 
@@ -38,17 +38,17 @@ def test_a_process_that_proc_hides_is_waited_for_as_one_of_another_machine(tmp_p
     assert is_found(here, here) is None and shown
 
 
-def test_process_numbers_are_not_compared_where_proc_is_another_containers(monkeypatch):
+def test_process_numbers_are_not_compared_if_proc_belongs_to_another_container(monkeypatch):
     assert describe_this_process()["machine"] == describe_this_process()["machine"]
     read, here = os.readlink, describe_this_process()["machine"]
     with monkeypatch.context() as patched:
         patched.setattr(os, "readlink", lambda path: "pid:[1]" if path == "/proc/self/ns/pid" else read(path))
         assert describe_this_process()["machine"] != here, "another container on the same boot"
-    monkeypatch.setattr(os, "getpid", lambda: 1)  # as after `unshare --pid --fork` without a /proc of its own
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as after `unshare --pid --fork` without a new /proc
     assert describe_this_process()["machine"] != describe_this_process()["machine"]
 
 
-def test_only_a_later_start_that_slurm_has_confirmed_takes_over_from_its_former_self(monkeypatch):
+def test_only_a_later_start_confirmed_by_slurm_takes_over_from_an_earlier_start(monkeypatch):
     def start(verified, job="12"):
         monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_RESTART_COUNT", "7")  # inherited from the job that submitted it
@@ -61,7 +61,7 @@ def test_only_a_later_start_that_slurm_has_confirmed_takes_over_from_its_former_
     assert not is_former_self(start("", job=""), start("", job=""))
 
 
-def test_a_link_to_the_run_folder_that_is_repointed_leaves_the_other_run_alone(tmp_path):
+def test_redirecting_a_link_to_the_run_folder_leaves_the_other_run_untouched(tmp_path):
     for name in ("mine", "other"):
         (tmp_path / name).mkdir()
     link = tmp_path / "run"
@@ -75,7 +75,7 @@ def test_a_link_to_the_run_folder_that_is_repointed_leaves_the_other_run_alone(t
     assert not any((tmp_path / "other").iterdir())
 
 
-def test_a_rank_that_sees_another_run_folder_is_refused(tmp_path):
+def test_a_rank_that_sees_another_run_folder_is_rejected(tmp_path):
     lock = acquired(tmp_path / "run", stale_s=0.1)
     lock.check_is_seen(lock.me["token"])
     elsewhere = RunLock(tmp_path / "elsewhere", heartbeat_s=0.05, stale_s=0.1)

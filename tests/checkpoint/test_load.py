@@ -33,7 +33,7 @@ def make(folder, *steps, latest=None):
     return path
 
 
-def test_each_of_several_checkers_finds_what_is_damaged_in_its_part(tmp_path):
+def test_each_checker_finds_the_damage_in_its_share(tmp_path):
     path = make(tmp_path, 1)
     manifest = read_manifest(path)
     assert torch.equal(load_file(path / STATE)["x"], torch.arange(5000))
@@ -82,7 +82,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage, message", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_named_and_the_next_older_one_taken(tmp_path, caplog, damage, message):
+def test_damage_is_named_and_the_next_older_checkpoint_is_loaded(tmp_path, caplog, damage, message):
     newest = make(tmp_path, 1, 2, 3)
     damage(newest)
     found = newest_whole(find("auto", tmp_path))
@@ -92,27 +92,27 @@ def test_damage_is_named_and_the_next_older_one_taken(tmp_path, caplog, damage, 
         newest_whole(find(str(newest), tmp_path) if newest.exists() else Start(newest.parent, newest.name, True, True))
 
 
-def test_a_newer_one_of_a_time_line_that_was_left_is_not_taken_for_a_damaged_one(tmp_path):
+def test_a_newer_checkpoint_of_an_abandoned_continuation_does_not_count_as_damaged(tmp_path):
     TORN(make(tmp_path, 1, 2, 9, 3))
     assert find("auto", tmp_path).tag == "step00000003" and newest_whole(find("auto", tmp_path)).tag == "step00000002"
 
 
 @pytest.mark.parametrize("is_own, best", [(True, (50.0, 2)), (False, (-1.0, 0))])
-def test_the_best_of_another_run_is_not_this_runs(tmp_path, is_own, best):
+def test_another_runs_best_result_is_not_inherited(tmp_path, is_own, best):
     state, loaded = TrainState(7, 5, step=4, best_top1=50.0, best_step=2), []
     start = Start(tmp_path, "step00000004", is_own, not is_own, {"train_state": asdict(state)})
     found = restore(SimpleNamespace(load=loaded.append), start, steps_per_epoch=7, data=5)
     assert found == replace(state, best_top1=best[0], best_step=best[1]) and loaded == [tmp_path / "step00000004"]
 
 
-def test_what_a_file_system_or_a_person_leaves_beside_the_files_is_no_damage(tmp_path):
+def test_extra_files_of_a_file_system_or_person_are_not_damage(tmp_path):
     path = make(tmp_path, 1)
     (path / ".nfs0000001").touch()
     (path / "notes.txt").write_text("the good one")
     assert newest_whole(find("auto", tmp_path)).tag == path.name
 
 
-def test_a_state_of_another_version_is_a_sentence(tmp_path):
+def test_a_state_of_another_version_gives_a_clear_error(tmp_path):
     make(tmp_path, 1)
     start = newest_whole(find("auto", tmp_path))
     start.manifest["train_state"] = {"step": 1, "steps_per_epoch": 7, "data": 1, "later": 2}
@@ -120,7 +120,7 @@ def test_a_state_of_another_version_is_a_sentence(tmp_path):
         restore(None, start, steps_per_epoch=7, data=1)
 
 
-def test_where_none_is_whole_nothing_starts_anew(tmp_path):
+def test_without_a_whole_checkpoint_training_does_not_start_over(tmp_path):
     make(tmp_path, 1, 2)
     for step in (1, 2):
         TORN(tmp_path / "checkpoints" / f"step0000000{step}")
@@ -133,7 +133,7 @@ class Bomb:
         return print, ("boom",)
 
 
-def test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest(tmp_path, capsys):
+def test_code_in_a_state_file_is_not_run_even_with_a_matching_manifest(tmp_path, capsys):
     for write, message in (
         (torch.save, "contains the Python object .*print, but only tensors and plain data are allowed"),
         (lambda bomb, file: pickle.dump(bomb, file, protocol=2), "is not in torch.save's zip format"),
@@ -146,7 +146,7 @@ def test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest(tmp_path, 
 
 
 @pytest.mark.parametrize("content", [None, "", "step0000", "nonsense\0", "../step00000001"])
-def test_a_damaged_latest_is_no_reason_to_start_anew(tmp_path, content):
+def test_a_damaged_latest_does_not_make_training_start_over(tmp_path, content):
     folder = make(tmp_path, 1, 2).parent
     (folder / "latest").unlink()
     if content is not None:
@@ -154,7 +154,7 @@ def test_a_damaged_latest_is_no_reason_to_start_anew(tmp_path, content):
     assert find("auto", tmp_path).tag == "step00000002"
 
 
-def test_a_named_checkpoint_is_taken_else_latest_and_not_a_newer_one_of_a_time_line_that_was_left(tmp_path):
+def test_a_named_checkpoint_is_loaded_or_else_latest_but_no_abandoned_newer_one(tmp_path):
     assert find("auto", tmp_path) is None and find("none", tmp_path) is None
     folder = make(tmp_path, 2, 4, 6, latest=4).parent
     assert find("auto", tmp_path) == Start(folder, "step00000004", is_own=True, is_named=False)
@@ -166,7 +166,7 @@ def begin(workdir, resume):
     (workdir / "config.json").write_text(json.dumps({"run": {"resume": str(resume)}}))
 
 
-def test_a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goes_on(tmp_path, monkeypatch):
+def test_a_runs_own_named_checkpoint_is_used_once_and_then_its_newest(tmp_path, monkeypatch):
     folder = make(tmp_path, 2, 4, 6).parent
     begin(tmp_path, "auto")
     named = find(str(folder / "step00000002"), tmp_path)
@@ -187,7 +187,7 @@ def test_a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goe
         find(str(folder / "step00000005"), tmp_path)
 
 
-def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp_path):
+def test_another_runs_checkpoint_is_used_once_and_then_this_runs_own(tmp_path):
     other = make(tmp_path / "other", 2).parent
     own = tmp_path / "own"
     named = Start(other, "step00000002", is_own=False, is_named=True)
@@ -230,7 +230,7 @@ def test_ranks_that_see_other_files_take_the_same_checkpoint(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("damaged", range(2))
-def test_damage_that_one_rank_finds_in_its_part_is_known_on_all(tmp_path, damaged):
+def test_damage_found_by_one_rank_is_known_on_all(tmp_path, damaged):
     # Two files hold shares for two ranks; the third rank checks none.
     workdirs = views(tmp_path, 1, 2)
     for name in ("a", STATE):

@@ -35,7 +35,7 @@ def acquired(workdir, **times):
     return lock
 
 
-def test_a_second_job_is_refused_and_told_who_has_it(tmp_path):
+def test_a_second_job_is_rejected_and_told_who_holds_the_lock(tmp_path):
     first = acquired(tmp_path / "run")
     with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on "):
         RunLock(tmp_path / "run").acquire()
@@ -68,13 +68,13 @@ def test_a_zombie_is_dead(tmp_path):
         process.wait()
 
 
-def test_a_claim_that_a_dead_job_left_does_not_stay(tmp_path):
+def test_a_dead_jobs_claim_is_removed(tmp_path):
     locked_by(tmp_path, start_time="1").with_name(".lock.after.other").touch()
     acquired(tmp_path, heartbeat_s=0.05, stale_s=0.3).release()
     assert not any(tmp_path.iterdir())
 
 
-def test_a_claim_of_a_job_that_lives_is_left_alone(tmp_path):
+def test_a_running_jobs_claim_is_left_alone(tmp_path):
     claim = locked_by(tmp_path, start_time="1").with_name(".lock.after.other")
     claim.touch()
     lock = RunLock(tmp_path, heartbeat_s=0.05, stale_s=60)
@@ -110,7 +110,7 @@ time.sleep(60)
 """
 
 
-def test_the_holders_heart_beats_and_it_ends_when_it_lost_the_lock(tmp_path):
+def test_the_holder_sends_heartbeats_and_ends_once_it_has_lost_the_lock(tmp_path):
     path, process = tmp_path / "lock", subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT)
     try:
         wait_until(path.exists, [process])
@@ -123,7 +123,7 @@ def test_the_holders_heart_beats_and_it_ends_when_it_lost_the_lock(tmp_path):
         process.wait()
 
 
-def test_a_job_of_another_host_lives_as_long_as_its_heart_beats(tmp_path):
+def test_a_job_on_another_host_counts_as_running_while_its_heartbeats_arrive(tmp_path):
     path = locked_by(tmp_path, machine="elsewhere", host="node7", job="12")
     stop = threading.Event()
     thread = threading.Thread(target=lambda: [os.utime(path) for _ in iter(lambda: stop.wait(0.2), True)])
@@ -140,7 +140,7 @@ def test_a_job_of_another_host_lives_as_long_as_its_heart_beats(tmp_path):
 
 
 @pytest.mark.timeout(30)
-def test_the_requeue_of_a_job_does_not_wait_for_its_former_self(tmp_path, monkeypatch):
+def test_a_requeued_job_does_not_wait_for_its_earlier_start(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("VITKD_DS_START", "12.0")
     path = locked_by(tmp_path, machine="elsewhere")
@@ -158,7 +158,7 @@ DAMAGED += [b"[" * 100_000]
 
 
 @pytest.mark.parametrize("content", [*DAMAGED, None, "a path"], ids=lambda content: str(content)[:20])
-def test_a_damaged_lock_does_not_block_and_is_not_waited_for_in_vain_or_busily(tmp_path, caplog, content):
+def test_a_damaged_lock_neither_blocks_nor_causes_a_needless_or_busy_wait(tmp_path, caplog, content):
     if content == "a path":
         content = json.dumps(RunLock(tmp_path).me | {"token": "../../x"}).encode()
     if content is None:
@@ -172,7 +172,7 @@ def test_a_damaged_lock_does_not_block_and_is_not_waited_for_in_vain_or_busily(t
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("{}")])
-def test_a_lock_that_somebody_changes_is_written_again_and_a_second_job_is_refused(tmp_path, caplog, change):
+def test_a_lock_changed_by_others_is_rewritten_and_a_second_job_is_rejected(tmp_path, caplog, change):
     lock = acquired(tmp_path, heartbeat_s=0.05)
     for look in (lambda: time.sleep(0.5), lock.check):  # detected by the heartbeat, or before a save
         change(lock.path)
@@ -185,7 +185,7 @@ def test_a_lock_that_somebody_changes_is_written_again_and_a_second_job_is_refus
     assert not any(tmp_path.iterdir())
 
 
-def test_a_run_folder_that_somebody_deletes_is_not_made_again(tmp_path):
+def test_a_deleted_run_folder_is_not_recreated(tmp_path):
     lock = acquired(tmp_path / "run", heartbeat_s=0.05)
     shutil.rmtree(tmp_path / "run")
     time.sleep(0.2)
@@ -211,7 +211,7 @@ sys.stdin.readline()"""
 
 
 @pytest.mark.slow
-def test_of_many_jobs_one_takes_over(tmp_path):
+def test_only_one_of_many_jobs_takes_over(tmp_path):
     command, pipes = [sys.executable, "-c", RACE, tmp_path], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     for _ in range(5):
         locked_by(tmp_path, pid=2**22 + 1)
@@ -261,13 +261,13 @@ def refused_for_want_of(error, workdir):
 @pytest.mark.parametrize("kind, error", [
     ("full", "No space left"), ("no more files", "No space left"), ("read-only", "Read-only file system"),
 ])  # fmt: skip
-def test_a_disk_that_cannot_be_written_is_a_sentence_and_nothing_is_left_on_it(disk, kind, error):
+def test_an_unwritable_disk_gives_a_clear_error_and_nothing_is_left_on_it(disk, kind, error):
     place = disk(kind)
     for workdir in (place / "runs" / "new", place / "used"):
         refused_for_want_of(error, workdir)
 
 
-def test_a_disk_that_turns_read_only_hides_no_error_of_the_run(disk, caplog):
+def test_a_disk_that_becomes_read_only_hides_no_error_of_the_run(disk, caplog):
     place = disk("good")
     lock = acquired(place / "run")
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
@@ -275,7 +275,7 @@ def test_a_disk_that_turns_read_only_hides_no_error_of_the_run(disk, caplog):
     assert f"cannot remove {place}/run/lock: [Errno 30] Read-only file system" in caplog.text
 
 
-def test_a_lock_that_is_cut_short_does_not_stay(tmp_path):
+def test_a_truncated_lock_is_removed(tmp_path):
     try:
         limit_file_size(0)
         refused_for_want_of("File too large", tmp_path / "runs" / "new")
@@ -284,7 +284,7 @@ def test_a_lock_that_is_cut_short_does_not_stay(tmp_path):
     acquired(tmp_path / "runs" / "new").release()
 
 
-def test_training_on_a_full_disk_ends_with_code_1_and_a_line_of_each_rank(disk, demo_cache):
+def test_training_on_a_full_disk_ends_with_code_1_and_one_line_per_rank(disk, demo_cache):
     workdir = disk("full") / "run"
     command = ("train.py", "--recipe=demo_plain", "--debug", f"--workdir={workdir}")
     for said in finish_ranks(start_ranks(2, *command), codes=[1, 1]):

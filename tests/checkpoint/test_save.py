@@ -1,4 +1,4 @@
-"""Saving on one rank: the order in which data reach the disk, and the files published when a step fails."""
+"""Saving on one rank: the order of writes to the disk, and the files published after a failure."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def state_at(step, **values):
     return TrainState(steps_per_epoch=7, data=1, step=step, **values)
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_named_before_latest_names_it(tmp_path, disk_calls):
+def test_a_checkpoint_is_on_disk_before_it_is_renamed_and_renamed_before_latest_points_to_it(tmp_path, disk_calls):
     Saver(tmp_path, CheckpointConfig(), {}).save(ENGINE, state_at(4))
     calls = [(call, re.sub(r"[0-9a-f]{32}", "x", name)) for call, name, *_ in disk_calls]
     written = [
@@ -55,7 +55,7 @@ def test_a_job_that_lost_its_lock_publishes_nothing(tmp_path, passed):
     assert not any(tmp_path.rglob("step*")) and not any(tmp_path.rglob("latest"))
 
 
-def test_a_lock_that_cannot_be_read_for_a_moment_costs_a_checkpoint_and_not_the_run(tmp_path, caplog):
+def test_a_briefly_unreadable_lock_costs_a_checkpoint_but_not_the_run(tmp_path, caplog):
     looks = iter([OSError("stale"), None, None, None])
 
     def check():
@@ -69,7 +69,7 @@ def test_a_lock_that_cannot_be_read_for_a_moment_costs_a_checkpoint_and_not_the_
     assert (saver.folder / "latest").read_text() == "step00000005" and saver.num_failures == 0
 
 
-def test_a_failure_at_the_last_chance_ends_the_run_and_others_do_only_in_a_row(tmp_path, caplog):
+def test_a_failed_last_save_ends_the_run_and_earlier_ones_only_in_a_row(tmp_path, caplog):
     saver = Saver(tmp_path / "run", CheckpointConfig(max_failures=2), {})
     good, bad = saver.folder, tmp_path / "file" / "checkpoints"
     (tmp_path / "file").touch()
@@ -94,7 +94,7 @@ def test_best_is_the_step_of_the_best_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("resume", ["named", "older, as the newest is damaged", "newest"])
-def test_a_run_that_turns_back_has_the_best_of_before(tmp_path, resume):
+def test_a_run_resumed_from_an_older_checkpoint_has_the_best_known_then(tmp_path, resume):
     saver = Saver(tmp_path, CheckpointConfig(keep_last=9), {})
     for step, best_step in ((4, 0), (5, 5), (6, 5), (7, 7)):
         saver.save(ENGINE, state_at(step, best_step=best_step))
@@ -110,7 +110,7 @@ def test_a_run_that_turns_back_has_the_best_of_before(tmp_path, resume):
         assert not best.exists(), "nothing had been evaluated yet"
 
 
-def test_an_evaluation_follows_into_its_own_checkpoint(tmp_path, caplog):
+def test_an_evaluation_is_added_to_its_own_checkpoint(tmp_path, caplog):
     saver, state = Saver(tmp_path, CheckpointConfig(), {}), state_at(4)
     saver.save(ENGINE, state)
     state.result, state.result_step, state.best_step = {"top1": 50.0}, 4, 4
@@ -167,7 +167,7 @@ def test_a_lock_that_rank_0_lost_ends_all_ranks(tmp_path):
     on_ranks(2, on_rank)
 
 
-def test_a_folder_in_which_rank_0_cannot_point_to_the_best_ends_the_start_on_all_ranks(tmp_path):
+def test_if_rank_0_cannot_write_the_best_pointer_the_start_ends_on_all_ranks(tmp_path):
     def on_rank(rank):
         saver = Saver(tmp_path / str(rank), CheckpointConfig(), {})
         (saver.folder / ("best" if rank == 0 else "other")).mkdir(parents=True)

@@ -11,7 +11,7 @@ from vitkd_ds.commands.sweep.table import Row, csv_text
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+x", "-x.png", "@sum", "\t=1", "\r=1", "=1,2"])
-def test_a_text_that_begins_as_a_formula_does_is_text(text):
+def test_text_that_starts_like_a_formula_stays_text(text):
     assert safe_cell(text) == f"'{text}"
     assert next(csv.reader(io.StringIO(_csv_line([text, "0.5"]), newline=""))) == [f"'{text}", "0.5"]
 

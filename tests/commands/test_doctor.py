@@ -91,7 +91,7 @@ def test_the_demo_is_healthy_on_two_ranks_and_their_nodes_are_measured(demo_cach
     assert "finding and remedy" not in outputs[1] and not list(tmp_path.iterdir())
 
 
-def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cache, two_disks):
+def test_all_problems_are_reported_together_with_their_nodes(demo_cache, two_disks):
     workdir, teacher = two_disks / "file" / "run", two_disks / "teacher.safetensors"
     (two_disks / "file").touch()
     teacher.write_bytes(DEMO_TEACHER.read_bytes()[:1000])
@@ -114,7 +114,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cac
     )
 
 
-def test_a_loss_that_is_not_finite_is_an_error_and_data_that_are_missing_another(tmp_path):
+def test_a_non_finite_loss_and_missing_data_are_two_errors(tmp_path):
     flags = ["--recipe=demo_plain", "--losses.ce.weight=3e38", "--data.train=none.beton", "--workdir", tmp_path / "run"]
     assert_found(
         *finish_ranks(doctor(1, *flags, "--data.backend=torchvision"), codes=[1]),
@@ -128,13 +128,13 @@ def test_a_loss_that_is_not_finite_is_an_error_and_data_that_are_missing_another
     )
 
 
-def test_a_rank_that_never_comes_is_said_within_the_limit():
+def test_a_missing_rank_is_reported_within_the_limit():
     limited = f"import vitkd_ds.commands.doctor as doctor; doctor.LIMIT_S = 1; {MAIN}"
     (output,) = finish_ranks(doctor(1, before=limited, WORLD_SIZE="2"), codes=[1])
     assert_found(output, "error start rank 0 on node0 has not finished this check after 1 s (running, or")
 
 
-def test_an_unknown_option_is_refused_as_by_train():
+def test_an_unknown_option_is_rejected_as_in_train():
     done = run_command("vitkd-ds", "doctor", "--optim.lrr=1", check=False)
     assert done.returncode == 2 and "--optim.lrr is no option: did you mean optim.lr" in done.stderr
 
@@ -149,7 +149,7 @@ def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path, monkeypatch,
     assert "4 checkpoints of 1.7 MiB, 0.0 MiB written, need 6.9 MiB more; " in found["space"].found
 
 
-def test_a_finished_folder_and_one_of_other_settings_are_seen(tmp_path):
+def test_a_finished_folder_and_one_with_other_settings_are_reported(tmp_path):
     run = replace(build_run("demo"), workdir=str(tmp_path))
     finish(run)
     assert folder.run_row(run).level == "warning"
@@ -159,14 +159,14 @@ def test_a_finished_folder_and_one_of_other_settings_are_seen(tmp_path):
     assert "needs an unused folder" in folder.run_row(replace(run, resume="none")).found
 
 
-def test_a_warm_up_that_the_run_ends_in_is_an_error_once_its_steps_are_known():
+def test_a_warm_up_longer_than_the_run_is_an_error_once_its_steps_are_known():
     run = replace(build_run("demo"), epochs=2.004)
     assert not list(data.schedule_rows(run, 1000))
     (row,) = data.schedule_rows(run, 100)
     assert row.level == "error" and "got 200 of 200 steps (optim.warmup_epochs=2, 100 steps per epoch" in row.found
 
 
-def test_bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone():
+def test_failures_appear_once_with_their_nodes_and_successes_only_from_rank_0():
     good, bad = rows.ok("disk", "5 GiB"), rows.error("disk", "full", "clear it")
     nodes, many = ["a", "a", "b", "b"], [f"n{i}" for i in range(9)]
     assert rows.merged([[good]] * 4, nodes) == [good]
@@ -178,7 +178,7 @@ def test_bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone():
     assert rows.merged([[good], [slow]], ["a", "b"]) == [replace(slow, found="rank 1 on b: slow")]
 
 
-def test_the_verdict_counts_what_is_bad_and_sizes_have_their_unit():
+def test_the_verdict_counts_problems_and_sizes_have_units():
     assert [rows.size_text(size) for size in (2**30 - 2**20, 2**30, 3 * 2**29)] == ["1023.0 MiB", "1.0 GiB", "1.5 GiB"]
     good, bad = rows.ok("disk", "5 GiB", seconds=0.25), rows.error("disk", "full", "clear it")
     slow = rows.warning("network", "slow", "see")
@@ -188,7 +188,7 @@ def test_the_verdict_counts_what_is_bad_and_sizes_have_their_unit():
     assert f"{' ' * 37}-> clear it" in rows.table([bad]).splitlines()
 
 
-def test_space_that_is_written_already_is_not_needed_again(tmp_path):
+def test_space_already_used_by_checkpoints_is_not_required_again(tmp_path):
     run = replace(build_run("demo"), workdir=str(tmp_path))
     (tmp_path / "checkpoints" / "step00000001").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step00000001" / "state").write_bytes(bytes(3 * 2**20))
@@ -198,7 +198,7 @@ def test_space_that_is_written_already_is_not_needed_again(tmp_path):
 
 
 @pytest.mark.parametrize("silent_s, level", [(0, "error"), (90, "warning")])
-def test_a_job_of_another_machine_has_the_folder_until_it_was_silent_for_long(tmp_path, silent_s, level):
+def test_a_job_on_another_machine_holds_the_folder_until_long_silence(tmp_path, silent_s, level):
     lock = RunLock(tmp_path)
     (tmp_path / "lock").write_text(json.dumps(lock.me | {"machine": "another"}))
     seconds = (tmp_path / "lock").stat().st_mtime - silent_s
@@ -207,7 +207,7 @@ def test_a_job_of_another_machine_has_the_folder_until_it_was_silent_for_long(tm
     assert row.level == level and ("in use by" in row.found) == (level == "error")
 
 
-def test_the_teacher_is_counted_with_trainings_numbers_whatever_the_order_of_validation(tmp_path):
+def test_teacher_accuracy_uses_trainings_class_numbers_for_any_validation_order(tmp_path):
     src, names = write_images(tmp_path / "images", 12), tmp_path / "names"
     names.write_text("b\na\n")
     path = str(pack(src, tmp_path / "val.beton", classes=str(names), write_mode="raw", workers=1).path)
@@ -230,7 +230,7 @@ def test_the_teacher_is_counted_with_trainings_numbers_whatever_the_order_of_val
     assert (other.level, other.name) == ("skipped", "teachers.other top-1")
 
 
-def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp_path, monkeypatch):
+def test_only_a_killed_builds_lock_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp
         ("student", {"model": "deit_tiny_patch"}, None, "error", "did you mean"),
     ],
 )
-def test_weights_are_not_fetched_and_random_ones_stand_in(monkeypatch, role, changes, in_cache, level, found):
+def test_weights_are_not_downloaded_but_replaced_by_random_ones(monkeypatch, role, changes, in_cache, level, found):
     monkeypatch.setattr(models, "try_to_load_from_cache", lambda hub_id, name: in_cache)
     run = build_run("demo")
     row, model, has_weights = models.load_model(role, run.with_model(role, replace(run.models[role], **changes)))
@@ -259,13 +259,13 @@ def test_weights_are_not_fetched_and_random_ones_stand_in(monkeypatch, role, cha
 
 
 @pytest.mark.parametrize("whole, level, shares", [(48, "ok", "1 micro-batches x 48"), (106, "warning", "53 micro")])
-def test_a_global_batch_that_falls_apart_into_tiny_micro_batches_is_a_warning(whole, level, shares):
+def test_a_global_batch_that_splits_into_tiny_micro_batches_gives_a_warning(whole, level, shares):
     run = replace(build_run("demo"), global_batch_size=whole)
     (row,) = models.check_settings(rows.Patient(run, CPU))
     assert row.level == level and f"1 ranks x {shares}" in row.found
 
 
-def test_the_lock_of_a_job_that_is_gone_does_not_stop_its_requeue(tmp_path, monkeypatch):
+def test_the_lock_of_an_exited_job_does_not_block_its_requeue(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("VITKD_DS_START", "12.0")
     lock = RunLock(tmp_path)
@@ -278,7 +278,7 @@ def test_the_lock_of_a_job_that_is_gone_does_not_stop_its_requeue(tmp_path, monk
     assert not list(folder.lock_rows(tmp_path))
 
 
-def test_a_sum_over_ranks_is_judged_by_what_the_devices_can_do():
+def test_all_reduce_speed_is_judged_by_the_devices_capability():
     assert machine.least_sum_gb_s("cpu", 1) < machine.least_sum_gb_s("NVIDIA L40S", 1)
     assert machine.least_sum_gb_s("NVIDIA H100 80GB HBM3", 1) > 5, "5 GB/s inside such a node is broken"
     assert machine.least_sum_gb_s("NVIDIA H100 PCIe", 1) == machine.least_sum_gb_s("NVIDIA L40S", 1)
@@ -293,7 +293,7 @@ row = compiler_row(torch.device("cpu")); print(row.level, row.advice)
 
 @pytest.mark.slow
 @pytest.mark.cold
-def test_a_compiler_that_is_missing_is_an_error(tmp_path):
+def test_a_missing_compiler_is_an_error(tmp_path):
     assert machine.compiler_row(torch.device("cpu")).level == "ok"
     environ = os.environ | {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     said = subprocess.run([sys.executable, "-c", NO_COMPILER], env=environ, capture_output=True, text=True, check=True)

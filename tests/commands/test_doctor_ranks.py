@@ -28,14 +28,14 @@ def rows_on_ranks(check):
     return on_ranks(2, lambda rank: {row.name: row for row in check(rank)})
 
 
-def test_another_package_on_one_rank_is_found_on_all(monkeypatch):
+def test_a_different_package_on_one_rank_is_detected_on_all(monkeypatch):
     monkeypatch.setattr(machine.platform, "python_version", lambda: f"3.1{ranks.rank()}.0")
     for found in rows_on_ranks(lambda rank: machine.check_versions(patient_of())):
         assert found["versions"].level == "error"
         assert_found(found["versions"].found, "python differs between ranks: 3.10.0 on node0 and 3.11.0")
 
 
-def test_another_file_on_one_rank_is_found_on_all(tmp_path):
+def test_a_different_file_on_one_rank_is_detected_on_all(tmp_path):
     paths = []
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()
@@ -49,7 +49,7 @@ def test_another_file_on_one_rank_is_found_on_all(tmp_path):
     assert all("differs between nodes: fingerprint" in of_rank[0].found for of_rank in found)
 
 
-def test_bytes_that_changed_on_one_nodes_disk_are_an_error_there(two_disks, small_beton):  # noqa: F811
+def test_changed_bytes_on_one_nodes_disk_are_an_error_there(two_disks, small_beton):  # noqa: F811
     def check(rank):
         own = {"train": str(two_disks / str(rank) / "val.beton"), "val": str(small_beton)}
         return attempted("data.train", lambda patient: data.check_images(patient, "train"), patient_of(**own))

@@ -1,4 +1,4 @@
-"""Paths and names checked before torch is imported, and what export and report print about their files."""
+"""Paths and names checked before torch is imported, and the output of export and report about their files."""
 
 import shutil
 from pathlib import Path

@@ -13,7 +13,7 @@ from vitkd_ds.train.statistics import wilson_interval
 
 @pytest.fixture
 def folder(tmp_path, whole_run):
-    """A finished distilled run in a folder of its own."""
+    """A finished distilled run in a separate folder."""
     shutil.copytree(whole_run, tmp_path / "runs" / "my run")
     return tmp_path / "runs" / "my run"
 
@@ -45,7 +45,7 @@ def test_accuracy_with_its_interval_the_student_and_a_command_that_works(folder,
     assert words[:3] == ["next:", "vitkd-ds", "report"] and report(*words[3:])
 
 
-def test_the_difference_to_a_plain_run_beside_it_whose_other_settings_are_equal(folder):
+def test_the_difference_from_a_plain_neighbour_run_with_otherwise_equal_settings(folder):
     for name, settings in {"a": {"seed": 5}, "b": {"epochs": 9}}.items():
         write_plain(folder, name, **settings)
     (folder.parent / "unfinished").mkdir()
@@ -58,7 +58,7 @@ def test_the_difference_to_a_plain_run_beside_it_whose_other_settings_are_equal(
     assert "points" not in ending(plain)
 
 
-def test_a_run_without_labels_tells_its_features(folder):
+def test_a_run_without_labels_describes_its_features(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [{key: value for key, value in line.items() if not key.startswith("val_top")} for line in lines]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -115,7 +115,7 @@ def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, tea
         ),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_by_its_option(tmp_path, small_beton, options, message):
+def test_data_or_models_that_cannot_be_evaluated_are_rejected_by_option(tmp_path, small_beton, options, message):
     for name in ("student", "teacher", "empty"):
         write_export(tmp_path / name)
     (tmp_path / "empty" / "student.json").write_text("{}")
@@ -136,14 +136,14 @@ def test_what_cannot_be_evaluated_is_refused_by_its_option(tmp_path, small_beton
         ('{"model": "x", "args": {}}', "student.json must hold args.num_classes"),
     ],
 )
-def test_a_damaged_description_is_a_sentence(tmp_path, small_beton, description, message):
+def test_a_damaged_description_gives_a_clear_error(tmp_path, small_beton, description, message):
     write_export(tmp_path / "student")
     (tmp_path / "student" / "student.json").write_text(description)
     with pytest.raises(ValueError, match=message):
         evaluate_exported(str(tmp_path / "student"), val=str(small_beton))
 
 
-def test_a_packed_folder_is_evaluated_and_its_foreign_classes_are_the_students_business(tmp_path):
+def test_a_packed_folder_is_evaluated_and_unknown_classes_are_left_to_the_student(tmp_path):
     write_export(tmp_path / "student")
     for name in (CLASSES[3], "eel"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -156,7 +156,7 @@ def test_a_packed_folder_is_evaluated_and_its_foreign_classes_are_the_students_b
     assert said.endswith("give images of its classes, or rename the class.") and "data.train" not in said
 
 
-def test_a_run_on_a_part_of_the_classes_is_evaluated_on_their_images(tmp_path, small_beton):
+def test_a_run_on_some_classes_is_evaluated_on_their_images(tmp_path, small_beton):
     """The run's own images have more classes than its student."""
     kept = [CLASSES[7], CLASSES[2]]
     (tmp_path / "kept").write_text("\n".join(kept) + "\n")

@@ -27,7 +27,7 @@ def publish(workdir, export, step):
     shutil.rmtree(folder / f"step{step - 1:08d}", ignore_errors=True)
 
 
-def test_a_student_of_a_run_that_saves_all_the_time_is_loaded_and_exported(tmp_path, small_beton):
+def test_the_student_of_a_constantly_saving_run_is_loaded_and_exported(tmp_path, small_beton):
     workdir, export, ended = tmp_path / "run", tmp_path / "export", threading.Event()
     (workdir / "checkpoints").mkdir(parents=True)
     write_export(export)
@@ -53,7 +53,7 @@ def test_a_student_of_a_run_that_saves_all_the_time_is_loaded_and_exported(tmp_p
         thread.join()
 
 
-def test_a_student_is_looked_for_again_only_where_it_is_gone(tmp_path):
+def test_a_student_is_searched_again_only_if_it_has_been_deleted(tmp_path):
     found = iter(tmp_path / name for name in "abc")
 
     def use(folder):

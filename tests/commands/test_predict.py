@@ -70,9 +70,7 @@ def by_hand(student, paths):
 
 
 @pytest.mark.parametrize("crop_fraction, interpolation", [(1.0, "bicubic"), (0.875, "bilinear")])
-def test_a_folder_gives_a_csv_of_the_likeliest_classes_as_timm_sees_them(
-    tmp_path, photos, crop_fraction, interpolation
-):
+def test_a_folder_gives_a_csv_of_the_likeliest_classes_matching_timm(tmp_path, photos, crop_fraction, interpolation):
     write_cropped(tmp_path / "student", crop_fraction, interpolation)
     head, rows = table(predict(str(tmp_path / "student"), [str(photos)], top=3))
     assert head == ["image", *(f"{what}_{i}" for i in (1, 2, 3) for what in ("class", "probability"))]
@@ -84,9 +82,7 @@ def test_a_folder_gives_a_csv_of_the_likeliest_classes_as_timm_sees_them(
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-def test_features_are_those_of_evaluation_to_the_last_bit_also_from_several_processes(
-    tmp_path, photos, monkeypatch, backend
-):
+def test_features_equal_evaluations_bit_for_bit_even_with_several_processes(tmp_path, photos, monkeypatch, backend):
     write_student(tmp_path / "student")
     pack(photos, tmp_path / "x.beton", labels="none", write_mode="raw", max_resolution=0)
     exported = open_exported(str(tmp_path / "student"))
@@ -99,7 +95,7 @@ def test_features_are_those_of_evaluation_to_the_last_bit_also_from_several_proc
     assert torch.equal(torch.tensor([list(map(float, row[1:])) for row in rows]), expected)
 
 
-def test_files_give_text_in_their_order_and_classes_or_features_as_asked(tmp_path, photos):
+def test_files_give_text_in_order_with_classes_or_features_on_request(tmp_path, photos):
     write_export(tmp_path / "student", classes=["a\nb", *CLASSES[1:]])
     names = [str(photos / "1.png"), str(photos / "0.png")]
     lines = "\n".join(predict(str(tmp_path / "student"), names, top=99)).splitlines()
@@ -111,7 +107,7 @@ def test_files_give_text_in_their_order_and_classes_or_features_as_asked(tmp_pat
     assert len(head) == 65 and [row[0] for row in rows] == names
 
 
-def test_what_cannot_be_decoded_is_named_and_left_out(tmp_path, photos, caplog):
+def test_undecodable_files_are_named_and_skipped(tmp_path, photos, caplog):
     write_export(tmp_path / "student")
     (photos / "2.png").write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
@@ -130,16 +126,14 @@ def test_what_cannot_be_decoded_is_named_and_left_out(tmp_path, photos, caplog):
         (["{}/photos"], {"top": 0}, "--top must be positive, got 0"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(tmp_path, photos, words, options, message):
+def test_unsupported_requests_are_rejected(tmp_path, photos, words, options, message):
     write_export(tmp_path / "student")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):
         [*predict(str(tmp_path / "student"), [word.format(tmp_path) for word in words], **options)]
 
 
-def test_the_command_prints_csv_and_nothing_else_also_of_names_that_are_no_text(
-    tmp_path, photos, capfdbinary, monkeypatch
-):
+def test_the_command_prints_only_csv_even_for_names_that_are_not_text(tmp_path, photos, capfdbinary, monkeypatch):
     write_export(tmp_path / "student")
     name = os.fsencode(photos) + b'/a,"\xff.png'
     (photos / "1.png").rename(os.fsdecode(name))
@@ -151,7 +145,7 @@ def test_the_command_prints_csv_and_nothing_else_also_of_names_that_are_no_text(
     assert os.fsdecode(name) in [row[0] for row in rows]
 
 
-def test_a_loaded_student_is_the_one_that_was_exported_in_eval_mode(tmp_path):
+def test_a_loaded_student_equals_the_exported_one_and_is_in_eval_mode(tmp_path):
     model = write_export(tmp_path / "student")
     loaded, images_BCHW = load_student(tmp_path / "student"), torch.randn(2, 3, 28, 28)
     assert not loaded.training and loaded.pretrained_cfg["mean"] == [0.1, 0.2, 0.3]

@@ -29,7 +29,7 @@ def write_student(folder, *, num_classes=0):
     args = {"img_size": 28, "num_classes": num_classes, **STUDENT_ARGS}
     model = timm.create_model(MODEL, **args | {"num_classes": 10}).eval()
     if not num_classes:
-        model.reset_classifier(0)  # other weights stay those of the model with a classifier
+        model.reset_classifier(0)  # all other weights as with a classifier
     torch.nn.init.normal_(model.patch_embed.proj.weight, std=0.3)  # so that features differ between images
     folder.mkdir(exist_ok=True)
     save_file(model.state_dict(), folder / "student.safetensors")
@@ -75,7 +75,7 @@ def by_hand(model, beton):
 
 
 @pytest.mark.parametrize("num_classes", [0, 10])
-def test_a_student_is_asked_by_its_class_token_with_a_classifier_or_without(tmp_path, small_beton, others, num_classes):
+def test_features_are_class_tokens_with_or_without_a_classifier(tmp_path, small_beton, others, num_classes):
     model = write_student(tmp_path / "student", num_classes=num_classes)
     (train, labels), (val, val_labels) = by_hand(model, small_beton), by_hand(model, others / "forwards.beton")
     expected = linear_probe(train, labels, val, num_classes=10)
@@ -97,7 +97,7 @@ def test_a_student_is_asked_by_its_class_token_with_a_classifier_or_without(tmp_
     }
 
 
-def test_labels_are_compared_by_name_and_the_command_prints_what_it_found(tmp_path, small_beton, others):
+def test_labels_are_compared_by_name_and_the_results_are_printed(tmp_path, small_beton, others):
     write_student(tmp_path / "student")
     values = [
         evaluate_exported(str(tmp_path / "student"), knn=True, train=str(small_beton), val=str(path))
@@ -110,7 +110,7 @@ def test_labels_are_compared_by_name_and_the_command_prints_what_it_found(tmp_pa
     assert printed[2].split()[1] == f"{values[0]['knn_top1']:.2f}" and len(printed[4].split()[1]) == 6
 
 
-def test_of_a_run_on_some_classes_the_images_of_these_count_and_their_numbers(tmp_path, small_beton, others):
+def test_for_a_run_on_some_classes_only_their_images_and_numbers_count(tmp_path, small_beton, others):
     kept = [CLASSES[place] for place in (4, 2, 7, 1)]
     (tmp_path / "kept.txt").write_text("\n".join(kept))
     run = build_run("demo_plain")
@@ -151,7 +151,7 @@ def test_of_a_run_on_some_classes_the_images_of_these_count_and_their_numbers(tm
         ({"train": "demo", "val": "demo", "knn": False}, "--train needs --knn or --probe"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(tmp_path, others, demo_cache, options, message):
+def test_unsupported_requests_are_rejected(tmp_path, others, demo_cache, options, message):
     write_student(tmp_path / "student")
     options = {"knn": True} | {
         key: value.format(others) if isinstance(value, str) else value for key, value in options.items()

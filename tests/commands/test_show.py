@@ -38,7 +38,7 @@ def test_the_grid_shows_different_images_for_each_recipe(tmp_path, recipe):
     assert below.min() < 50 < 250 < below.max()  # a caption, black on white
 
 
-def test_the_command_writes_where_it_is_told_and_refuses_what_is_no_png(tmp_path):
+def test_the_command_writes_to_the_given_path_and_rejects_non_png_names(tmp_path):
     words = ["demo", str(tmp_path / "x.png"), "--recipe", "demo", "--augment.mixup_alpha=0.8"]
     program = "from vitkd_ds.cli import main; main()"
     run = subprocess.run([sys.executable, "-c", program, "show", *words], capture_output=True, text=True, timeout=120)
@@ -111,7 +111,7 @@ LARGER = {"teacher.model": "deit3_small_patch16_224.fb_in22k_ft_in1k", "teacher.
         (LARGER | {"losses.nkd.weight": "1"}, True),
     ],
 )
-def test_a_teacher_is_left_out_unless_the_command_speaks_of_one_or_of_losses(tmp_path, monkeypatch, flags, has_teacher):
+def test_the_teacher_is_not_loaded_unless_the_command_sets_one_or_losses(tmp_path, monkeypatch, flags, has_teacher):
     shown = Mock(return_value=tmp_path / "x.png")
     monkeypatch.setattr(show_module, "show", shown)
     cli.show(str(two_classes(tmp_path)), str(tmp_path / "x.png"), **SHOWN | flags)
@@ -135,7 +135,7 @@ def caption_pixels(*names):
 
 
 @pytest.mark.parametrize("names", [("猫", "犬"), ("я", "ю"), ("猫", "ñandú")])
-def test_names_in_another_script_look_different_and_are_no_boxes(names, caplog):
+def test_names_in_other_scripts_are_drawn_with_real_glyphs(names, caplog):
     codes = " ".join(f"{ord(character):x}" for character in "".join(names))
     if not (shutil.which("fc-list") and subprocess.run(["fc-list", f":charset={codes}"], capture_output=True).stdout):
         pytest.skip(f"no font with {names}: .ci/test_programs installs one")
@@ -148,16 +148,14 @@ def test_names_in_another_script_look_different_and_are_no_boxes(names, caplog):
         assert not np.array_equal(pixels, caption_pixels(NO_CHARACTER * len(name))[0])
 
 
-def test_pillows_font_is_used_without_asking_anybody_where_it_has_all(monkeypatch):
+def test_pillows_font_is_used_without_a_font_search_if_it_has_all_glyphs(monkeypatch):
     monkeypatch.setattr(show_module.subprocess, "run", None)
     for texts in (["0.12 plain name", "…", ""], []):
         assert find_font(texts).getname() == ImageFont.load_default().getname()
 
 
 @pytest.mark.parametrize("listed", ["{}/broken.ttf", "nonsense", "", None])
-def test_where_no_font_has_them_boxes_stand_and_a_warning_names_characters_and_remedy(
-    tmp_path, monkeypatch, caplog, listed
-):
+def test_missing_glyphs_become_boxes_and_a_warning_names_characters_and_remedy(tmp_path, monkeypatch, caplog, listed):
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     if listed is not None:
         program = tmp_path / "fc-list"

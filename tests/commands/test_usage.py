@@ -26,7 +26,7 @@ def test_the_index_groups_the_commands_with_one_line_each_on_80_columns(vitkd_ds
     assert sorted(PAGES) == sorted(cli.COMMANDS) == sorted(re.findall(r"^  (\w+) .*\.$", text, re.M))
 
 
-def test_the_version_is_the_packages(vitkd_ds):
+def test_the_version_matches_the_package(vitkd_ds):
     assert vitkd_ds("--version") == vitkd_ds("--version", main=cli.train_main) == f"vitkd_ds {__version__}\n"
 
 
@@ -46,7 +46,7 @@ def test_each_commands_help_explains_every_word_and_option_and_shows_two_example
     "compare": "compare.compare", "report": "report.report", "predict": "predict.predict", "adopt": "pack.adopt.adopt",
     "check": "pack.adopt.check",
 }.items())  # fmt: skip
-def test_a_page_has_the_options_of_the_function_that_it_calls(name, function):
+def test_a_help_page_has_the_options_of_its_function(name, function):
     module, _, attribute = function.rpartition(".")
     found = inspect.signature(getattr(importlib.import_module(f"vitkd_ds.commands.{module}"), attribute)).parameters
     assert {key for key, each in found.items() if each.kind is each.KEYWORD_ONLY} == PAGES[name].options.keys()

@@ -113,7 +113,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_a_bar_stands_at_the_newest_step_with_its_total(tmp_path, monkeypatch):
+def test_on_a_terminal_the_bar_shows_the_newest_step_and_the_total(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     for name, content in {"config.json": CONFIG, "summary.json": {"steps": 20}, "metrics.jsonl": step(20)}.items():
         (tmp_path / name).write_text(json.dumps(content) + "\n")
@@ -123,7 +123,7 @@ def test_on_a_terminal_a_bar_stands_at_the_newest_step_with_its_total(tmp_path, 
     assert "20/30" in bar and "total 0.5" in bar
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_is_followed_and_says_each_evaluation_once(watched):
+def test_a_resumed_run_is_followed_and_each_evaluation_is_shown_once(watched):
     evaluated = {"step": 10, "val_num_images": 64.0, "val_top1": 12.5}
     watched.log(step(10), evaluated, step(15))
     watched.until("step 15/30")
@@ -143,7 +143,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_followed_and_says_each_evaluati
         ({"machine": "another"}, 90, "has exited or lost contact before"),
     ],
 )
-def test_a_job_without_a_sign_of_life_is_told_from_one_that_lives(watched, holder, silent_s, said):
+def test_a_silent_job_is_distinguished_from_a_running_one(watched, holder, silent_s, said):
     lock = RunLock(watched.folder)
     (watched.folder / ".lock").write_text(json.dumps(lock.me | holder))
     seconds = (watched.folder / ".lock").stat().st_mtime - silent_s
@@ -153,7 +153,7 @@ def test_a_job_without_a_sign_of_life_is_told_from_one_that_lives(watched, holde
     assert not any("is gone" in line for line in watched.said) or "gone" in said
 
 
-def test_what_is_no_run_is_refused_and_a_finished_one_ends_at_once(whole_run, tmp_path):
+def test_a_path_that_is_not_a_run_is_rejected_and_a_finished_run_ends_at_once(whole_run, tmp_path):
     (tmp_path / "photo.jpg").touch()
     done = run_command("vitkd-ds", "watch", tmp_path, check=False)
     assert done.returncode == 2 and f"{tmp_path} is not a run folder: it has no config.json. Pass the" in done.stderr
@@ -183,7 +183,7 @@ def test_a_run_that_is_just_starting_is_waited_for(watched):
 
 
 @pytest.mark.long
-def test_a_real_run_is_watched_over_a_kill_to_its_end(small_beton, tmp_path, demo_cache):
+def test_a_real_run_is_watched_through_a_kill_to_its_end(small_beton, tmp_path, demo_cache):
     workdir = tmp_path / "run"
     command = ("train.py", *everything_on(workdir, small_beton))
     ranks = start_ranks(1, *command)
@@ -203,6 +203,6 @@ def test_a_real_run_is_watched_over_a_kill_to_its_end(small_beton, tmp_path, dem
 
 
 @pytest.mark.cold
-def test_it_comes_without_torch():
+def test_watch_does_not_import_torch():
     code = "import sys, vitkd_ds.commands.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

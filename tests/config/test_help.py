@@ -10,7 +10,7 @@ from vitkd_ds.recipes import build_run
 
 
 def fields_in(text):
-    """{key: (option line, docstring)}; expects a width at which nothing wraps."""
+    """{key: (option line, docstring)}; the width must be large enough to avoid wrapping."""
     lines = text.splitlines()
     return {
         line.split()[0].partition("=")[0].removeprefix("--"): (line.strip(), below.strip())
@@ -29,7 +29,7 @@ def test_every_field_is_listed_once_with_a_docstring(recipe):
         assert len(docstring) > 10 and not docstring.startswith("--"), f"{key} needs a docstring"
 
 
-def test_options_show_default_and_kind_as_they_are_typed():
+def test_options_show_default_and_kind_as_typed_on_the_command_line():
     fields = fields_in(field_help(build_run("deit_tiny_from_deit3_small"), width=1000))
     for key, option in {
         "optim.lr": "--optim.lr=0.001  (a number above 0)",
@@ -68,7 +68,7 @@ def test_a_missing_part_is_listed_with_its_own_defaults():
     ("optim.lr", {"optim.lr"}),
     ("seed", {"seed"}),
 ])  # fmt: skip
-def test_a_group_or_a_field_can_be_asked_for(topic, keys):
+def test_help_can_show_one_group_or_field(topic, keys):
     assert fields_in(field_help(build_run("demo"), topic, width=1000)).keys() == keys
 
 
@@ -81,7 +81,7 @@ def test_an_unknown_topic_is_refused_with_the_nearest(topic, nearest):
 
 
 @pytest.mark.parametrize("width", [40, 80, 132])
-def test_it_is_wrapped_to_the_width(width):
+def test_help_is_wrapped_to_the_width(width):
     lines = field_help(build_run("demo"), width=width).splitlines()
     assert width - 15 < max(len(line) for line in lines) <= width or width == 40
     assert all(len(line) <= width for line in lines if "--" not in line)

@@ -54,7 +54,7 @@ def test_a_package_that_does_not_load_is_named(other_package):
 
 
 @pytest.mark.parametrize("name", ["kd", "student", "balance", "not-a-name"])
-def test_a_name_that_is_taken_or_none_is_refused(other_package, name):
+def test_a_used_or_invalid_name_is_rejected(other_package, name):
     info, environ = other_package
     (info / "entry_points.txt").write_text(f"[vitkd_ds.losses]\n{name} = my_losses.terms:PooledTerm\n")
     done = run_command("python", "train.py", "--recipe=demo", "--debug", **environ, check=False)
@@ -65,7 +65,7 @@ def test_a_name_that_is_taken_or_none_is_refused(other_package, name):
     )
 
 
-def test_what_the_active_terms_compare_is_joined_and_the_others_do_not_count():
+def test_inputs_of_active_terms_are_combined_and_inactive_terms_do_not_count():
     spectral = SpectralTerm(weight=1, student_blocks=(3, 1), teacher_blocks=(7, 2))
     losses = LossesConfig(nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(weight=1, blocks=(0, 1)), spectral=spectral)
     assert losses.needs == Needs(True, True, (0, 1, 3), (0, 1, 2, 7), labels=True)
@@ -77,7 +77,7 @@ def test_what_the_active_terms_compare_is_joined_and_the_others_do_not_count():
 
 
 @pytest.mark.parametrize("key", ["mixup_alpha", "cutmix_alpha"])
-def test_a_loss_of_one_label_an_image_is_refused_with_mixing(key):
+def test_a_loss_with_one_label_per_image_is_rejected_with_mixing(key):
     run = build_run("demo")
     run = replace(run, losses=replace(run.losses, dkd=replace(run.losses.dkd, weight=1)))
     check_run(run)
@@ -85,7 +85,7 @@ def test_a_loss_of_one_label_an_image_is_refused_with_mixing(key):
         check_run(replace(run, augment=replace(run.augment, **{key: 0.5})))
 
 
-def test_every_term_is_a_field_with_its_own_place_and_a_module_that_exists():
+def test_every_term_is_a_field_with_its_own_position_and_an_existing_module():
     from vitkd_ds.models.distiller import part_of
 
     assert list(LossesConfig().terms()) == list(module.TERMS)

@@ -13,12 +13,12 @@ def test_a_metric_says_which_of_two_values_is_better():
 
 
 @pytest.mark.parametrize("kind, expected", [("classes", "top1"), ("features", "cka")])
-def test_one_metric_decides_for_each_kind_of_student(kind, expected):
+def test_one_metric_selects_the_best_for_each_kind_of_student(kind, expected):
     assert [name for name, metric in VAL_METRICS.items() if metric.decides_for == kind] == [expected]
     assert deciding(kind) == expected
 
 
-def test_a_summary_has_what_the_kind_of_student_always_has_and_what_was_found_besides():
+def test_a_summary_has_the_students_standard_metrics_and_any_others_measured():
     found = {"num_images": 7, "top1": 50.0, "top5": 90.0, "kl": 0.5}
     classes = {"student_top1": 50.0, "student_top5": 90.0, "teacher_top1": None, "agreement": None}
     assert summary_of(found, "classes") == classes

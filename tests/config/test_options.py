@@ -19,7 +19,7 @@ DEMO, PLAIN = build_run("demo"), build_run("demo_plain")
 
 
 @pytest.mark.parametrize("recipe", ["demo", "deit_tiny_from_deit3_small", "images"])
-def test_without_a_teacher_the_terms_that_need_one_are_off_and_all_else_stays(recipe):
+def test_without_a_teacher_only_the_terms_that_need_one_are_off(recipe):
     run = build_run(recipe)
     plain = apply_options(run, {"teacher": "none", "data.train": "t", "data.val": "v"})
     check_run(plain)
@@ -34,7 +34,7 @@ def test_the_demo_without_its_teacher_learns_as_the_plain_demo_does():
     assert plain == apply_overrides(PLAIN, off)
 
 
-def test_a_plain_recipe_gets_a_teacher_by_any_option_of_it():
+def test_any_teacher_option_gives_a_plain_recipe_a_teacher():
     options = {"teacher.model": "deit3_small_patch16_224", "teacher.placement": "replica", "losses.nkd.weight": "2"}
     run = apply_options(PLAIN, options)
     check_run(run)
@@ -102,7 +102,7 @@ def test_a_file_of_weights_without_a_description_keeps_the_named_model_and_must_
     assert apply_options(run, {}) == run, "a finished run no longer needs it"
 
 
-def test_a_term_that_needs_the_teacher_is_refused_with_the_option_that_takes_it_away():
+def test_a_term_that_needs_a_missing_teacher_is_rejected_with_the_option_that_disables_it():
     with pytest.raises(
         ValueError, match="--losses.nkd.weight=1 and --teacher none exclude each other. Omit one of them."
     ):
@@ -112,7 +112,7 @@ def test_a_term_that_needs_the_teacher_is_refused_with_the_option_that_takes_it_
     )
 
 
-def test_a_begun_run_keeps_the_checkpoint_of_a_run_that_has_trained_on_since(tmp_path, caplog):
+def test_a_started_run_keeps_its_teacher_checkpoint_although_that_run_trained_on(tmp_path, caplog):
     teacher, workdir = tmp_path / "teacher", tmp_path / "run"
     options = {"teacher.checkpoint": str(teacher), "workdir": str(workdir)}
 

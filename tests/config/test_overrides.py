@@ -19,7 +19,7 @@ def test_every_field_can_be_set_from_its_own_text():
 
 
 @pytest.mark.parametrize("text, mode", [("on", "default"), ("True", "default"), ("0", "off"), ("reduce-overhead",) * 2])
-def test_a_choice_that_was_a_switch_takes_its_old_values(text, mode):
+def test_a_choice_that_used_to_be_a_boolean_accepts_the_old_values(text, mode):
     stored = as_dict(build_run("demo"))
     assert apply_overrides(build_run("demo"), {"compile": text}).compile == mode
     assert from_dict(Run, stored | {"compile": True}).compile == "default"
@@ -38,6 +38,6 @@ def test_runs_are_frozen():
         build_run("demo").seed = 1
 
 
-def test_the_blocks_of_vitkd_are_tapped_and_none_where_it_is_off():
+def test_blocks_are_tapped_only_if_vitkd_is_on():
     assert LossesConfig(vitkd=ViTKDTerm(weight=1, blocks=(1, 3))).needs.tapped("teacher") == (1, 3)
     assert LossesConfig(nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(blocks=(1, 3))).needs.tapped("teacher") is None

@@ -56,7 +56,7 @@ def test_words_and_limits_come_from_the_annotation():
     ({"pair": (1, "2")}, "a.b.pair must be numbers with commas, such as 0.08,1, got '2'"),
     ({"stps": 3}, "a.b.stps is no setting of this version. Remove it, or use steps, the most similar name."),
 ])  # fmt: skip
-def test_a_part_is_checked_when_it_is_made_and_when_it_is_replaced(wrong, message):
+def test_settings_are_checked_on_creation_and_replacement(wrong, message):
     for make in (lambda: Example("n", **wrong), lambda: replace(Example("n"), **wrong)):
         with pytest.raises(ValueError) as error:
             make()
@@ -65,11 +65,11 @@ def test_a_part_is_checked_when_it_is_made_and_when_it_is_replaced(wrong, messag
         Example(**wrong | {"stps": 3})
 
 
-def test_a_whole_number_stays_one_where_any_number_may_be():
+def test_an_integer_stays_an_integer_in_a_float_field():
     assert (repr(Example("n", rate=20).rate), repr(Example("n", rate=2e1).rate)) == ("20", "20.0")
 
 
-def test_a_mapping_of_parts_is_addressed_extended_and_listed():
+def test_a_mapping_of_settings_is_addressed_extended_and_listed():
     group = Group({"one": Example("n", rate=2)})
     changed = apply_overrides(group, {"examples.one.rate": "3", "examples.two.name": "m", "examples.two.pair": "1,2"})
     assert changed == Group({"one": Example("n", rate=3.0), "two": Example("m", pair=(1.0, 2.0))})
@@ -103,7 +103,7 @@ def test_a_mapping_of_parts_is_addressed_extended_and_listed():
     ("data.on_bad", ["skip"], ["ignore"]), ("timeout_minutes", ["0.1"], ["0"]), ("losses.vitkd.alpha", ["0"], ["-1"]),
     ("optim.ema_decay", ["0"], ["1"]), ("optim.warmup_fraction", ["0"], ["1"]),
 ])  # fmt: skip
-def test_values_at_a_bound_are_taken_and_beside_it_refused(key, taken, refused):
+def test_values_at_a_limit_are_accepted_and_just_outside_rejected(key, taken, refused):
     for text in taken:
         apply_overrides(build_run("demo"), {key: text})
     for text in refused:

@@ -12,7 +12,7 @@ from vitkd_ds.config import reading
 from vitkd_ds.config.reading import Unreadable, load_json, patiently
 
 
-def test_what_is_no_file_is_said_at_once_and_brackets_without_end_are_no_json(tmp_path, monkeypatch):
+def test_a_missing_file_is_reported_at_once_and_endless_brackets_are_not_json(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "WAITS_S", (3600,))  # a single retry would exceed the test's limit
     for path, error in ((tmp_path / "none", FileNotFoundError), (tmp_path, IsADirectoryError)):
         with pytest.raises(error):
@@ -22,7 +22,7 @@ def test_what_is_no_file_is_said_at_once_and_brackets_without_end_are_no_json(tm
         load_json(tmp_path / "deep")
 
 
-def test_a_file_that_cannot_be_read_for_a_moment_is_read_and_else_an_error_of_its_own(tmp_path, monkeypatch):
+def test_a_briefly_unreadable_file_is_read_and_a_lasting_failure_is_a_distinct_error(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "WAITS_S", (0.01, 0.02))
     path = tmp_path / "x"
     path.symlink_to("/proc/self/mem")  # the kernel's EIO
@@ -55,7 +55,7 @@ for name in ("step00000002/manifest.json", "step00000002/a", "step00000002/zero"
 """
 
 
-def test_a_checkpoint_that_cannot_be_read_is_not_passed_over_for_an_older_one(tmp_path):
+def test_an_unreadable_checkpoint_is_not_skipped_for_an_older_one(tmp_path):
     make(tmp_path, 1, 2)
     said = run_on_a_failing_disk(tmp_path, CHECKPOINTS, tmp_path).splitlines()
     assert said == ["2 0", "2 0", "Unreadable 0"] * 4
@@ -90,7 +90,7 @@ for read in (lambda: hub.hub_file("deit3_small_patch16_224"),
 """
 
 
-def test_weights_that_cannot_be_read_are_not_refused(tmp_path):
+def test_unreadable_weights_are_not_reported_as_invalid(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
     said = run_on_a_failing_disk(tmp_path, WEIGHTS, index).splitlines()
@@ -130,7 +130,7 @@ for backend in ("ffcv", "torchvision"):
 """
 
 
-def test_images_and_their_tables_are_read_again_and_a_disk_that_stays_away_is_no_damage(tmp_path):
+def test_reads_of_images_and_tables_are_retried_and_a_lost_disk_is_not_damage(tmp_path):
     path = write_beton(tmp_path, 8)
     said = run_on_a_failing_disk(tmp_path, IMAGES, path).splitlines()
     assert said[:6] == ["opened 8 0", "opened 8 0", "unreadable 0"] * 2
@@ -152,7 +152,7 @@ except SystemExit as ended:
 """
 
 
-def test_a_start_that_cannot_read_its_images_ends_with_code_1_and_a_sentence(tmp_path):
+def test_a_start_that_cannot_read_its_images_ends_with_code_1_and_a_clear_error(tmp_path):
     path = write_beton(tmp_path, 8)
     options = (f"--data.train={path}", f"--data.val={path}", "--data.num_classes=0", f"--workdir={tmp_path}/run")
     assert run_on_a_failing_disk(tmp_path, TRAIN, "", "--recipe=demo_plain", "--debug", *options) == "code 1\n"

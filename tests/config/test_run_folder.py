@@ -7,7 +7,7 @@ import pytest
 from vitkd_ds.config import run_folder as folder
 
 
-def test_only_published_checkpoints_count_and_a_pointer_that_names_none_points_nowhere(tmp_path):
+def test_only_published_checkpoints_count_and_a_pointer_to_another_is_ignored(tmp_path):
     assert folder.tags(tmp_path) == [] and folder.newest(tmp_path) == folder.pointer(tmp_path, "latest") == ""
     for name in ("step00000002", "step00000010", "step00000004", ".step00000011.part", "step12", "universal"):
         (tmp_path / name).mkdir()
@@ -18,7 +18,7 @@ def test_only_published_checkpoints_count_and_a_pointer_that_names_none_points_n
 
 
 @pytest.mark.parametrize("latest, found", [(3, "step00000002"), (99, "step00000010"), (1, "step00000010")])
-def test_where_the_newest_is_gone_the_next_older_one_counts_and_else_the_newest(tmp_path, latest, found):
+def test_if_the_named_checkpoint_is_missing_the_next_older_one_counts_or_else_the_newest(tmp_path, latest, found):
     for name in ("step00000002", "step00000010", "step00000004"):
         (tmp_path / name).mkdir()
     (tmp_path / "latest").write_text(f"step{latest:08d}")
@@ -33,7 +33,7 @@ def make_student(path, **description):
 
 @pytest.fixture
 def run(tmp_path):
-    """A finished run with two checkpoints, the older of which is the best."""
+    """A finished run with two checkpoints; the older one is the best."""
     for name in ("", "checkpoints/step00000004", "checkpoints/step00000008"):
         make_student(tmp_path / "run" / name, model=name, args={})
     (tmp_path / "run" / "done").touch()
@@ -60,7 +60,7 @@ def test_a_path_means_the_student_of_the_run_or_of_a_checkpoint(run):
         folder.find_weights(str(run), "x")
 
 
-def test_a_run_that_goes_on_means_its_newest_checkpoint(run):
+def test_an_unfinished_run_means_its_newest_checkpoint(run):
     (run / "done").unlink()  # extended, so the export of the shorter run still exists
     assert folder.find_student(run) == run / "checkpoints" / "step00000008"
     (run / "checkpoints" / "latest").unlink()
@@ -69,14 +69,14 @@ def test_a_run_that_goes_on_means_its_newest_checkpoint(run):
         folder.find_student(run / "latest")
 
 
-def test_what_is_no_student_is_refused_by_name(run, tmp_path):
+def test_a_path_without_a_student_is_rejected_by_name(run, tmp_path):
     (run / "checkpoints" / "step00000004" / "student.json").unlink()
     for path in (run / "best", tmp_path, tmp_path / "none"):
         with pytest.raises(ValueError, match=f"{path} is no run, checkpoint or exported student"):
             folder.find_student(path)
 
 
-def test_a_description_gives_the_model_without_what_the_data_decides(tmp_path):
+def test_a_description_gives_the_model_without_arguments_set_by_the_data(tmp_path):
     args = {"num_classes": 3, "img_size": 8, "depth": 2, "pretrained_cfg_overlay": {"mean": [1]}}
     make_student(tmp_path, model="m", args=args)
     described = folder.description_beside(tmp_path / "student.safetensors")
@@ -95,7 +95,7 @@ def test_a_description_gives_the_model_without_what_the_data_decides(tmp_path):
     ('{"a": 1}', "has no valid b.c, got None"), ('{"a": 1, "b": 2}', "has no valid b.c"),
     ('{"a": 1, "b": {"c": "x"}}', "has no valid b.c, got 'x'"),
 ])  # fmt: skip
-def test_a_file_of_a_run_must_have_its_keys_with_their_types(tmp_path, text, found):
+def test_a_runs_file_must_have_its_keys_with_the_right_types(tmp_path, text, found):
     file = tmp_path / "x.json"
     if text:
         file.write_text(text)
@@ -111,7 +111,7 @@ def test_a_file_of_a_run_must_have_its_keys_with_their_types(tmp_path, text, fou
     ({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}},
      "a model folder of timm: for a teacher, pass --teacher.model vit_tiny_patch16_224 and --teacher.checkpoint .*"),
 ])  # fmt: skip
-def test_a_foreign_model_folder_is_named_and_leads_to_the_option(tmp_path, content, advice):
+def test_an_error_names_a_foreign_model_folder_and_the_option_to_use(tmp_path, content, advice):
     (tmp_path / "config.json").write_text(json.dumps(content))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match=f"student.safetensors does not exist. It is {advice}"):

@@ -62,13 +62,13 @@ def test_a_name_from_another_program_leads_to_ours(names, ours):
     ("device devices accelerator", "CUDA_VISIBLE_DEVICES"), ("num_nodes strategy world_size", "deepspeed --num_gpus"),
     ("amp precision", "--ds_config"), ("sched", "optim.min_lr"), ("mean", "timm model"), ("eval", "vitkd-ds eval"),
 ])  # fmt: skip
-def test_a_name_for_what_is_set_elsewhere_says_where(names, remedy):
+def test_an_option_that_is_set_elsewhere_says_where(names, remedy):
     for name in names.split():
         with pytest.raises(ValueError, match=f"--{name} is no option: .*{remedy}"):
             apply_options(build_run("demo"), {name: "1"})
 
 
-def test_the_table_names_options_that_exist_and_nothing_twice_in_a_row():
+def test_the_table_lists_existing_options_and_repeats_none_in_a_row():
     keys = {setting.key for setting in settings_of(Run, build_run("demo"))}
     of_commands = {key for page in PAGES.values() for key in page.options}
     assert {key.partition("=")[0] for key in NAMES} <= keys | of_commands
@@ -77,6 +77,6 @@ def test_the_table_names_options_that_exist_and_nothing_twice_in_a_row():
     assert not keys & {name for others in (*NAMES.values(), *ELSEWHERE.values()) for name in others.split()}
 
 
-def test_a_far_name_is_not_suggested_beside_a_near_one():
+def test_a_distant_name_is_not_suggested_with_a_close_one():
     assert nearest("teachers", ["teacher", "trackers", "teacher.fp8"]) == "did you mean teacher?"
     assert nearest("zzzz", map(str, range(30))) == "none of the 30 valid names is similar"

@@ -31,7 +31,7 @@ def test_an_option_adds_a_teacher_to_the_demo_which_a_term_names():
 @pytest.mark.parametrize(
     "names, key", [([], "teacher"), (["teacher"], "teacher"), (["a"], "teachers"), (["teacher", "a"], "teachers")]
 )
-def test_the_usual_teacher_alone_is_stored_as_by_earlier_versions(names, key):
+def test_a_single_default_teacher_is_stored_as_in_earlier_versions(names, key):
     run = replace(DEMO, teachers={name: TeacherConfig(model=name) for name in names})
     stored = json.loads(json.dumps(as_dict(run)))
     assert {"teacher", "teachers"} & stored.keys() == {key} and "teacher" not in stored["losses"]["nkd"]
@@ -63,7 +63,7 @@ def test_where_a_teacher_is_placed_may_change_whatever_its_name():
     ({"teachers.teacher.fp8": "maybe"}, "teacher.fp8 must be true or false, got 'maybe'.*--teacher.fp8"),
     (OTHER | {"teacher": "none"}, "--teachers.other.checkpoint and --teacher none exclude each other"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_said_with_the_teachers_name(options, message):
+def test_errors_name_the_teacher_that_does_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         check_run(apply_options(DEMO, options))
 

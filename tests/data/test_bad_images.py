@@ -29,7 +29,7 @@ def overwrite(path, index, content, *, at=0):
         file.write(content)
 
 
-def test_changed_bytes_are_an_error_that_names_file_and_image(path):
+def test_changed_bytes_give_an_error_that_names_file_and_image(path):
     loader = build_loader(config(path), split="val", micro_batch_size=2)
     overwrite(path, 5, bytes(40), at=200)
     threads, seen = threading.active_count(), 0
@@ -40,7 +40,7 @@ def test_changed_bytes_are_an_error_that_names_file_and_image(path):
 
 
 @pytest.mark.parametrize("how", ["in place", "in place, its time restored", "renamed"])
-def test_pixels_that_change_between_two_passes_are_found_in_the_second(tmp_path, how, caplog):
+def test_pixels_changed_between_two_passes_are_detected_in_the_second(tmp_path, how, caplog):
     path = write_beton(tmp_path, 8, write_mode="raw")
     loader = build_loader(config(path), split="val", micro_batch_size=2)
     whole = epoch_of(loader)
@@ -62,7 +62,7 @@ def test_pixels_that_change_between_two_passes_are_found_in_the_second(tmp_path,
     assert f"'{path}' was changed or replaced while it was open" in caplog.text
 
 
-def test_skip_puts_the_next_image_that_decodes_in_its_place_and_counts(path, caplog):
+def test_skip_substitutes_the_next_decodable_image_and_counts(path, caplog):
     good = build_loader(config(path), split="train", micro_batch_size=4, global_batch_size=8)
     order, (images, labels) = good._train_order(0)["index"], map(torch.cat, epoch_of(good))
     for index in (3, 4):
@@ -79,14 +79,14 @@ def test_skip_puts_the_next_image_that_decodes_in_its_place_and_counts(path, cap
     assert (skipped_images[~untouched] != images[~untouched]).any() and skipped_images[~untouched].any()
 
 
-def test_the_very_next_image_takes_the_place(path):
+def test_the_substitute_is_the_very_next_image(path):
     overwrite(path, 2, bytes(40), at=200)
     loader = build_loader(config(path, on_bad="skip"), split="train", micro_batch_size=4, global_batch_size=8)
     labels = torch.cat(epoch_of(loader)[1])[loader._train_order(0)["index"] == 2]
     assert loader.num_skipped == 1 and labels.tolist() == [0], "of image 3, as image 4 is of class b"
 
 
-def test_skip_leaves_the_image_out_in_validation_and_gives_up_when_nothing_decodes(path):
+def test_skip_drops_the_image_in_validation_and_gives_up_if_nothing_decodes(path):
     overwrite(path, 3, bytes(40), at=200)
     loader = build_loader(config(path, on_bad="skip"), split="val", micro_batch_size=4)
     labels = torch.cat(epoch_of(loader)[1])
@@ -97,7 +97,7 @@ def test_skip_leaves_the_image_out_in_validation_and_gives_up_when_nothing_decod
         epoch_of(build_loader(config(path, on_bad="skip"), split="train", micro_batch_size=4))
 
 
-def test_a_file_cut_short_while_it_is_open_ends_the_run_also_where_images_are_skipped(path):
+def test_a_file_truncated_while_open_ends_the_run_even_with_skip(path):
     data = [config(path, on_bad=on_bad) for on_bad in ("stop", "skip")]
     loaders = [build_loader(each, split="train", micro_batch_size=4) for each in data]
     os.truncate(path, int(read_beton(path)[1]["offset"][5]) + 10)

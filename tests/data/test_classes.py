@@ -23,7 +23,7 @@ def remedy_of(error):
     return dict(word.removeprefix("--").split("=") for word in words)
 
 
-def test_one_class_is_an_error_whose_remedy_the_next_check_takes(tmp_path):
+def test_one_class_is_an_error_whose_remedy_passes_the_next_check(tmp_path):
     src = write_images(tmp_path / "photos", 8, classes=("a",))
     data = {"data.train": str(src), "data.val": str(src)}
     with pytest.raises(ValueError, match=FOUND) as counted:

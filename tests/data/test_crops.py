@@ -35,7 +35,7 @@ def test_boxes_lie_inside_the_image_and_have_an_area(height, width):
     assert (rows["resized_height"] == 224).all() and (rows["window_left"] == 0).all()
 
 
-def test_a_crop_depends_on_image_repeat_epoch_and_seed_and_not_on_its_place_in_the_order():
+def test_a_crop_depends_on_image_repeat_epoch_and_seed_but_not_on_the_order():
     base = crops(300, 400, np.arange(100), seed=7, epoch=1)
     np.testing.assert_array_equal(base, crops(300, 400, np.arange(100)[::-1], seed=7, epoch=1)[::-1])
     np.testing.assert_array_equal(crops(300, 400, [17], seed=7, epoch=1)[0], base[17])
@@ -50,7 +50,7 @@ def test_a_crop_depends_on_image_repeat_epoch_and_seed_and_not_on_its_place_in_t
 
 
 @pytest.mark.parametrize("height, width", [(375, 500), (100, 700)])
-def test_boxes_are_distributed_as_torchvisions(height, width):
+def test_boxes_have_torchvisions_distribution(height, width):
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
     theirs = np.array([RandomResizedCrop.get_params(image, list(SCALE), list(RATIO)) for _ in range(4000)])
@@ -64,7 +64,7 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
     assert tuple(boxes(crops(400, 40, [5], scale=(1.0, 1.0)))[0]) == tuple(theirs)
 
 
-def test_flips_and_filters_come_at_their_probability_and_can_be_fixed():
+def test_flips_and_filters_have_their_probability_and_can_be_fixed():
     rows = crops(30, 40, np.arange(4000), interpolation="random")
     assert abs(rows["flip"].mean() - 0.5) < 0.03 and abs(rows["filter"].mean() - 0.5) < 0.03
     assert abs(np.corrcoef(rows["flip"], rows["filter"])[0, 1]) < 0.05
@@ -73,7 +73,7 @@ def test_flips_and_filters_come_at_their_probability_and_can_be_fixed():
         assert (rows["flip"] == probability).all() and (rows["filter"] == number).all()
 
 
-def test_flips_and_boxes_share_no_draw():
+def test_flips_and_boxes_share_no_random_draw():
     rows = crops(300, 400, np.arange(4000), interpolation="random")
     for name in ("flip", "filter"):
         for values in (rows["height"] * rows["width"], rows["width"] / rows["height"], rows["top"], rows["left"]):
@@ -88,13 +88,13 @@ def test_ratios_are_log_uniform():
     assert (rows["width"] > 1.9 * rows["height"]).all()
 
 
-def test_each_place_of_a_box_is_as_likely():
+def test_all_box_positions_are_equally_likely():
     rows = crops(3, 3, np.arange(4000), scale=(4 / 9, 4 / 9), ratio=(1.0, 1.0))
     for name in ("top", "left"):
         assert set(rows[name]) == {0, 1} and abs(rows[name].mean() - 0.5) < 0.04
 
 
-def test_a_box_that_does_not_fit_is_drawn_anew_ten_times():
+def test_a_box_that_does_not_fit_is_redrawn_ten_times():
     torch.manual_seed(0)
     settings, image = {"scale": (0.5, 1.0), "ratio": (1 / 4, 4.0)}, torch.empty(3, 100, 400)
     theirs = np.array([RandomResizedCrop.get_params(image, *map(list, settings.values())) for _ in range(4000)])
@@ -110,7 +110,7 @@ def test_evaluation_resizes_by_the_filter_of_the_settings():
 
 
 @pytest.mark.parametrize("size, fraction", [(224, 0.875), (224, 1.0), (224, 0.9), (28, 0.9), (15, 0.7)])
-def test_the_centre_crop_is_torchvisions_resize_and_centre_crop(size, fraction):
+def test_the_centre_crop_equals_torchvisions_resize_and_centre_crop(size, fraction):
     heights, widths = np.array([256, 300, 1, 375, 500, 333]), np.array([256, 500, 9, 500, 375, 87])
     rows = CentreCrops(size, fraction, "bicubic").rows(samples(np.arange(6)[::-1]), heights, widths)
     assert rows["index"].tolist() == [5, 4, 3, 2, 1, 0] and not rows["flip"].any()

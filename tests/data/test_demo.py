@@ -30,7 +30,7 @@ from vitkd_ds.train.evaluate import evaluate
         ("val", 200, 1824510815, 156889720),
     ],
 )
-def test_pixels_order_and_labels_are_those_of_the_pngs_of_version_0_2(
+def test_pixels_order_and_labels_match_the_pngs_of_version_0_2(
     demo_cache, split, per_class, pixels_crc32, labels_crc32
 ):
     path = demo_beton(split)
@@ -43,8 +43,8 @@ def test_pixels_order_and_labels_are_those_of_the_pngs_of_version_0_2(
 
 
 @pytest.mark.cold
-def test_processes_that_start_at_once_share_one_unpacked_file_without_packing_and_leave_an_older_one_alone(demo_cache):
-    older = demo_cache / "fashion_mnist_114563a9a565_2"  # that of version 0.2
+def test_concurrent_processes_share_one_unpacked_file_and_leave_an_older_one_alone(demo_cache):
+    older = demo_cache / "fashion_mnist_114563a9a565_2"  # the file of version 0.2
     older.mkdir()
     (older / "val.beton").write_text("")
     for file in demo_beton("val").parent.iterdir():
@@ -74,7 +74,7 @@ def test_the_loader_reads_the_demo_by_name(demo_cache, backend):
     assert np.bincount(labels).tolist() == [600] * 10
 
 
-def test_the_packaged_files_are_small_with_their_licence_and_the_teacher_has_its_accuracy(demo_cache):
+def test_the_packaged_files_are_small_and_licensed_and_the_teacher_has_its_accuracy(demo_cache):
     with zipfile.ZipFile(ARCHIVE) as archive:
         assert b"Zalando SE" in archive.read("LICENSE") and len(archive.namelist()) == 5
     assert ARCHIVE.stat().st_size < 5.5e6 and build.DEMO_TEACHER.stat().st_size < 4e6
@@ -115,7 +115,7 @@ def write_idx(folder, num_images):
     return folder
 
 
-def test_idx_files_become_class_folders_and_the_archive_and_missing_or_damaged_ones_are_refused(tmp_path, monkeypatch):
+def test_idx_files_become_class_folders_and_the_archive_and_missing_or_damaged_ones_are_rejected(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="install Debian's dataset-fashion-mnist"):
         write_folders(tmp_path / "images", idx_dir=tmp_path)
     with gzip.open(tmp_path / "x.gz", "wb") as file:

@@ -11,7 +11,7 @@ def keys(*, seed=0, epoch=0, repeat=0):
     return image_keys(INDICES, np.full(len(INDICES), repeat), seed=seed, epoch=epoch)
 
 
-def test_keys_are_all_different_and_the_whole_key_decides_what_a_generator_draws():
+def test_keys_all_differ_and_every_part_of_a_key_affects_the_random_draws():
     every = [keys(seed=s, epoch=e, repeat=r) for s in (7, 8) for e in (0, 1) for r in (0, 1)]
     assert len(set(np.concatenate(every).tolist())) == 8 * len(INDICES)
     draws = [keyed_rng(*key).random() for key in [(8, 0), (7, 1), (8,), (8, 0, 0), (0, 8)]]
@@ -27,7 +27,7 @@ def test_draws_are_uniform_and_normal():
     assert abs((np.abs(normals) < 1.96).mean() - 0.95) < 0.01
 
 
-def test_draws_of_other_numbers_images_and_epochs_are_uncorrelated():
+def test_draws_for_different_numbers_images_and_epochs_are_uncorrelated():
     base = uniform(keys(), 0)
     others = [uniform(keys(), 1), uniform(keys(), 1 << 10), uniform(keys(epoch=1), 0), uniform(keys(seed=1), 0)]
     for other in [*others, uniform(keys(repeat=1), 0), np.roll(base, 1)]:

@@ -46,7 +46,7 @@ def zeroed(content, count=512):
 
 
 def ycck():
-    """A JPEG whose marker says YCCK, with neutral chroma and no black: a uniform grey."""
+    """A JPEG with a YCCK marker, neutral chroma and no black: a uniform grey."""
     content = bytearray(file_of(Image.new("CMYK", (20, 10), (55, 127, 127, 0)), "JPEG"))
     content[content.index(b"Adobe") + 11] = 2
     return bytes(content)
@@ -68,7 +68,7 @@ def test_every_colour_mode_becomes_rgb(kind, image):
     np.testing.assert_allclose(found.astype(int) - GREY[:, :, None], 0, atol=1 if image.mode == "CMYK" else 0)
 
 
-def test_black_and_white_and_transparency_become_rgb_and_of_sixteen_bits_the_upper_stay():
+def test_bilevel_and_transparent_images_become_rgb_and_16_bit_images_keep_the_upper_byte():
     bits = load_rgb(file_of(Image.fromarray(GREY > 100), "PNG"))
     assert bits.shape == (10, 25, 3) and set(np.unique(bits)) == {0, 255}
     palette = file_of(Image.fromarray(GREY).convert("P"), "PNG", transparency=bytes([0, 128, 255]))
@@ -80,7 +80,7 @@ def test_black_and_white_and_transparency_become_rgb_and_of_sixteen_bits_the_upp
         assert np.array_equal(load_rgb(content), PHOTO)
 
 
-def test_cmyk_and_ycck_jpegs_become_rgb_orientation_is_ignored_and_floats_are_refused():
+def test_cmyk_and_ycck_jpegs_become_rgb_orientation_is_ignored_and_floats_are_rejected():
     assert load_rgb(file_of(Image.new("CMYK", (20, 10), (0, 0, 0, 0)), "JPEG")).min() > 250
     found = load_rgb(ycck())
     assert np.ptp(found) <= 2 and abs(int(found[0, 0, 0]) - 55) <= 2
@@ -90,7 +90,7 @@ def test_cmyk_and_ycck_jpegs_become_rgb_orientation_is_ignored_and_floats_are_re
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_is_taken(kind):
+def test_an_animation_gives_its_first_frame(kind):
     frames = [Image.new("RGB", (8, 6), colour) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
     content = file_of(frames[0], kind, save_all=True, append_images=frames[1:])
     assert Image.open(io.BytesIO(content)).n_frames == 3
@@ -98,7 +98,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind):
     assert found.shape == (6, 8, 3) and abs(found.astype(int) - [250, 0, 0]).max() < 8
 
 
-def test_an_image_of_400_million_pixels_is_refused_and_half_of_pillows_limit_is_not(monkeypatch):
+def test_an_image_of_400_million_pixels_is_rejected_and_one_above_pillows_warning_is_not(monkeypatch):
     row = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n"
     for name, body in [(b"IHDR", row), (b"IDAT", zlib.compress(bytes(20_000 * 2501), 1)), (b"IEND", b"")]:

@@ -58,9 +58,7 @@ def labels_of(path, *, classes, backend="ffcv"):
         ("part", "data.val has 2 of the 4 classes of data.train"),
     ],
 )
-def test_each_image_of_a_part_or_another_order_has_the_label_that_it_has_in_the_whole(
-    packed, caplog, backend, name, said
-):
+def test_images_of_a_subset_or_another_order_keep_their_labels(packed, caplog, backend, name, said):
     whole, loader = labels_of(packed[1]["whole"], classes=CLASSES)
     assert len(whole) == 24 and not caplog.text
     with caplog.at_level("INFO"):
@@ -79,7 +77,7 @@ def test_the_torchvision_backend_maps_the_classes_of_a_folder_too(packed):
     assert set(found.values()) == {1, 3}
 
 
-def test_classes_that_training_lacks_are_refused_by_name(packed):
+def test_classes_that_training_lacks_are_rejected_by_name(packed):
     for backend in ("ffcv", "torchvision"):
         with pytest.raises(ValueError, match="has classes that data.train does not have: 'cat', 'bird'"):
             labels_of(packed[1]["other"], classes=("ant", "dog", "eel", "fox"), backend=backend)
@@ -112,7 +110,7 @@ def test_an_exported_student_is_evaluated_on_any_part_of_its_classes(packed, tmp
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-def test_the_fingerprint_is_that_of_the_opened_images(packed, backend):
+def test_the_fingerprint_matches_the_opened_images(packed, backend):
     root, files = packed
     paths = [*files.values()] + ([root / "whole", root / "part"] if backend == "torchvision" else [])
     found = []
@@ -124,14 +122,14 @@ def test_the_fingerprint_is_that_of_the_opened_images(packed, backend):
     assert len(set(found)) == len(paths)
 
 
-def test_the_settings_of_the_crops_reach_them():
+def test_crop_settings_reach_the_crops():
     numbers = {"crop_scale": (0.2, 0.3), "crop_ratio": (0.5, 0.6), "flip_probability": 0.9, "val_crop_fraction": 0.7}
     data = config("", image_size=20, interpolation="bilinear", **numbers)
     assert crops_of(data, split="train", seed=3) == TrainCrops(3, 20, (0.2, 0.3), (0.5, 0.6), 0.9, "bilinear")
     assert crops_of(data, split="val", seed=3) == CentreCrops(20, 0.7, "bilinear")
 
 
-def test_ignored_labels_are_gone(beton):
+def test_ignored_labels_are_removed(beton):
     options = {"split": "train", "seed": 0, "micro_batch_size": 2}
     images = open_images(config(beton, labels="ignore", num_classes=0), **options)
     assert images.classes == () and not images.labels.any() and len(images.labels) == 22

@@ -50,7 +50,7 @@ def same(first, second):
     return len(first) == len(second) and all(map(same, first, second))
 
 
-def test_more_threads_and_ranks_and_a_device_by_name_give_the_bits_of_one_and_so_does_a_resumed_epoch(beton, train):
+def test_any_threads_ranks_device_name_or_resumed_epoch_give_the_same_bits(beton, train):
     two = another(config(beton, num_workers=2), device="cpu")
     for epoch in (0, 1):
         assert same(epoch_of(train, epoch), epoch_of(two, epoch))
@@ -61,7 +61,7 @@ def test_more_threads_and_ranks_and_a_device_by_name_give_the_bits_of_one_and_so
         assert same([part[2 * start_step :] for part in epoch_of(train, 3)], epoch_of(train, 3, start_step=start_step))
 
 
-def test_epochs_and_neighbouring_seeds_differ_in_pixels_and_two_epochs_may_be_open_at_once(beton, train):
+def test_epochs_and_neighbouring_seeds_differ_and_two_epochs_may_be_open_at_once(beton, train):
     base = torch.cat(epoch_of(another(config(beton), seed=7), 1)[0])
     for seed, epoch in [(7, 0), (7, 2), (8, 0), (8, 1)]:
         assert not torch.equal(base, torch.cat(epoch_of(another(config(beton), seed=seed), epoch)[0]))
@@ -70,7 +70,7 @@ def test_epochs_and_neighbouring_seeds_differ_in_pixels_and_two_epochs_may_be_op
         assert same([pair[epoch][0] for pair in pairs], epoch_of(train, epoch)[0])
 
 
-def test_micro_batches_are_uint8_copies_in_memory_that_is_used_again_when_nothing_of_them_is_held(train):
+def test_micro_batches_are_uint8_copies_in_memory_reused_once_released(train):
     kept = [(images[:, :, :2], images[:, :, :2].clone()) for images, _ in train.epoch(0)]
     addresses = [images.data_ptr() for images, _ in train.epoch(0)]
     assert len(set(addresses)) < len(addresses) == len({corner.data_ptr() for corner, _ in kept})
@@ -90,7 +90,7 @@ def rows_of(loader, epoch=0):
 
 
 @pytest.mark.parametrize("write_mode", ["raw", "jpg", "proportion"])
-def test_pixels_are_those_of_the_crop_resized_and_flipped_by_pillow(tmp_path, write_mode):
+def test_pixels_equal_the_crop_resized_and_flipped_by_pillow(tmp_path, write_mode):
     path = write_beton(tmp_path, 10, write_mode=write_mode, quality=100)
     loader = build_loader(config(path), split="train", micro_batch_size=5)
     files = sorted(tmp_path.rglob("*.png"), key=lambda p: (p.parent.name, p.name))
@@ -130,7 +130,7 @@ def test_validation_sees_each_image_exactly_once_at_any_number_of_ranks_in_both_
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-def test_it_says_which_images_a_micro_batch_has_and_closes_with_its_block(beton, backend):
+def test_an_epoch_reports_each_micro_batchs_images_and_closes_with_its_with_block(beton, backend):
     data = config(beton, backend=backend)
     with another(data, split="val", micro_batch_size=3) as loader:
         whole = dict(zip(range(len(loader._images.labels)), torch.cat(epoch_of(loader)[0])))
@@ -191,7 +191,7 @@ def test_the_order_follows_the_seed(beton, train):
     assert orders[0] != orders[1]
 
 
-def test_an_image_is_cut_anew_in_each_epoch(train):
+def test_an_image_gets_a_new_crop_in_each_epoch(train):
     first, second = ({row["index"]: row.tolist() for row in rows_of(train, epoch)} for epoch in (0, 1))
     both = first.keys() & second.keys()
     assert len(both) > 10 and not any(first[index] == second[index] for index in both)
@@ -228,7 +228,7 @@ def test_a_decoding_thread_that_dies_raises_and_does_not_hang(train, monkeypatch
     assert seen == 2 and threading.active_count() == threads
 
 
-def test_an_epoch_that_is_collected_in_its_own_decoding_thread_ends(train, monkeypatch):
+def test_an_epoch_garbage_collected_in_its_own_decoding_thread_ends(train, monkeypatch):
     decode, dropped, collected = DecodingThread.run_pipeline, threading.Event(), threading.Event()
 
     def collect(self, number, *args):
@@ -269,7 +269,7 @@ def test_torchs_thread_number_and_ffcvs_compiler_are_left_as_they_were(beton, tr
         Compiler.set_enabled(was_enabled)
 
 
-def test_what_cannot_work_is_refused_before_the_first_step(beton, train):
+def test_invalid_settings_are_rejected_before_the_first_step(beton, train):
     ok = dict(split="train", micro_batch_size=2)
     for data, options, message in [
         (config(beton), ok | {"micro_batch_size": 23}, "22 training images are fewer than one global batch"),
@@ -292,7 +292,7 @@ def test_what_cannot_work_is_refused_before_the_first_step(beton, train):
 
 
 @pytest.mark.parametrize("fraction, shorter", [(1.0, 16), (0.5, 32)])
-def test_validation_cuts_by_its_settings_as_torchvision_does(tmp_path, fraction, shorter):
+def test_validation_crops_by_its_settings_like_torchvision(tmp_path, fraction, shorter):
     path = write_beton(tmp_path, 2, write_mode="raw")
     ((images, _),) = another(config(path, val_crop_fraction=fraction), split="val").epoch(0)
     for image, file in zip(images, sorted(tmp_path.rglob("*.png")), strict=True):

@@ -55,7 +55,7 @@ def test_another_number_of_ranks_sees_each_image_of_the_epoch_once(shuffled, ord
         iterator.close()
 
 
-def test_a_state_after_the_last_micro_batch_is_the_beginning_of_the_next_epoch(shuffled):
+def test_a_state_after_the_last_micro_batch_resumes_at_the_next_epoch(shuffled):
     first, second = loader_of(shuffled), loader_of(shuffled)
     with closing(iter(first)) as micro_batches:
         for _ in range(first.num_batches):
@@ -90,7 +90,7 @@ def test_iterating_over_a_validation_loader_gives_each_image_once_each_time(shuf
     assert sum(map(len, first)) == 50 and same(first, again) and same(first, epoch)
 
 
-def test_a_state_that_does_not_fit_is_refused(shuffled, beton, tmp_path):
+def test_an_incompatible_state_is_rejected(shuffled, beton, tmp_path):
     loader = loader_of(shuffled)
     state = loader.state_dict()
     for other, wrong, message in [

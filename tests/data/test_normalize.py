@@ -10,7 +10,7 @@ from vitkd_ds.models.normalization import Normalization
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OTHER = ((0.1, 0.5, 0.9), (0.5, 0.25, 1.0))
-"""Mean and std whose values are all different, so that no mix-up goes unnoticed."""
+"""Mean and std with all different values, so that no mix-up goes unnoticed."""
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
@@ -21,7 +21,7 @@ OTHER = ((0.1, 0.5, 0.9), (0.5, 0.25, 1.0))
         ("val", {"world_size": 4, "rank": 3, "micro_batch_size": 4}),
     ],
 )
-def test_images_are_those_of_trainings_own_normalisation_padding_rows_too(beton, backend, split, options):
+def test_images_match_trainings_own_normalisation_including_padding_rows(beton, backend, split, options):
     data = config(beton, backend=backend)
     raw = list(another(data, split=split, **options).epoch(0))
     assert split == "train" or raw[-1][1].tolist()[-1] == -1, "a padding row"
@@ -35,7 +35,7 @@ def test_images_are_those_of_trainings_own_normalisation_padding_rows_too(beton,
             assert torch.allclose(images.double(), by_hand, atol=2e-6)
 
 
-def test_timms_configuration_of_a_model_is_taken_as_it_is_and_a_state_is_as_without(beton):
+def test_timms_model_configuration_is_accepted_and_the_state_is_unaffected(beton):
     of_model = timm.data.resolve_model_data_config(timm.create_model("deit3_small_patch16_224", depth=1))
     loaders = [another(config(beton), normalize=pair) for pair in ((of_model["mean"], of_model["std"]), None)]
     first, second = (iter(loader) for loader in loaders)
@@ -60,13 +60,13 @@ def test_timms_configuration_of_a_model_is_taken_as_it_is_and_a_state_is_as_with
     ],
     ids=str,
 )
-def test_what_is_no_mean_and_std_is_refused_when_the_loader_is_built(beton, normalize):
+def test_an_invalid_mean_or_std_is_rejected_when_the_loader_is_built(beton, normalize):
     with pytest.raises(ValueError, match=r"normalize must be None or a pair \(mean, std\) of 3 numbers each"):
         another(config(beton), normalize=normalize)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_length_is_the_number_of_micro_batches_of_each_rank(beton, split):
+def test_the_length_is_the_number_of_micro_batches_per_rank(beton, split):
     for world_size, micro_batch_size, expected in ((1, 2, (10, 11)), (1, 4, (5, 6)), (2, 1, (10, 11)), (2, 2, (5, 6))):
         sizes = {"world_size": world_size, "micro_batch_size": micro_batch_size}
         for rank in range(world_size):

@@ -20,7 +20,7 @@ def shares_of(samples, world_size, micro_batch_size):
 
 
 @pytest.mark.parametrize("kind", ["random", "quasi_random"])
-def test_an_epoch_shows_each_image_at_most_once_in_an_order_of_its_own_and_only_whole_global_batches(kind):
+def test_an_epoch_shows_images_at_most_once_in_a_new_order_and_whole_global_batches(kind):
     order = order_of(103, kind=kind, global_batch_size=10, epoch=3)
     assert order.dtype == SAMPLE_DTYPE and order.shape == (100,) and (order["epoch"] == 3).all()
     assert len(set(order["index"])) == 100 and 0 <= order["index"].min() and order["index"].max() < 103
@@ -32,7 +32,7 @@ def test_an_epoch_shows_each_image_at_most_once_in_an_order_of_its_own_and_only_
 
 @pytest.mark.parametrize("kind", ["random", "quasi_random"])
 @pytest.mark.parametrize("repeats", [2, 3, 5])
-def test_repeated_augmentation_shows_a_part_of_the_images_several_times_and_stays_as_long(kind, repeats):
+def test_repeated_augmentation_shows_some_images_several_times_and_keeps_the_length(kind, repeats):
     order = order_of(100, kind=kind, repeats=repeats)
     assert len(order) == 96 and len(set(order.tolist())) == 96
     counts = np.bincount(order["index"])
@@ -85,6 +85,6 @@ def test_every_validation_image_is_real_on_exactly_one_rank(num_images, world_si
         (val_share, [5], {"rank": 2, "world_size": 2}, "got rank 2 of 2"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_with_its_numbers(function, arguments, options, message):
+def test_an_indivisible_batch_is_rejected_with_its_numbers(function, arguments, options, message):
     with pytest.raises(ValueError, match=message):
         function(*arguments, **options)

@@ -38,7 +38,7 @@ def seen(data, *, split="train", epoch=0):
     return samples["index"].tolist(), labels
 
 
-def test_a_fraction_is_of_each_class_the_same_at_each_seed_and_inside_a_larger_one(three):
+def test_a_fraction_is_per_class_independent_of_the_seed_and_inside_a_larger_one(three):
     labels, parts = read_beton(three)[2], []
     for fraction, count in ((0.01, 1), (0.3, 3), (0.35, 4), (1.0, 10)):
         found, given = seen(config(three, fraction=fraction))
@@ -60,7 +60,7 @@ def test_a_fraction_of_two_decimals_takes_the_exact_number_of_images_rounded_up(
     assert np.bincount(labels[chosen]).tolist() == [1, 1, 1, 1]
 
 
-def test_classes_are_numbered_by_their_list_in_both_splits_and_counted(three, tmp_path):
+def test_classes_are_numbered_by_their_list_in_both_splits(three, tmp_path):
     (tmp_path / "names.txt").write_text("cat\nant\n")
     data, labels = config(three, num_classes=2, classes=str(tmp_path / "names.txt")), read_beton(three)[2]
     assert count_classes(data) == 2
@@ -106,7 +106,7 @@ def test_an_index_file_gives_the_training_images(three, tmp_path, caplog):
         build_loader(config(three, indices="/no"), split="train", micro_batch_size=1)
 
 
-def test_what_is_chosen_is_the_meet_of_all_three(tmp_path):
+def test_the_subset_is_the_intersection_of_all_three_settings(tmp_path):
     (tmp_path / "i").write_text(" ".join(map(str, range(40))))
     labels = np.array([0, -1] * 40)
     data = config("x", indices=str(tmp_path / "i"), fraction=0.5)
@@ -115,7 +115,7 @@ def test_what_is_chosen_is_the_meet_of_all_three(tmp_path):
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_a_balanced_epoch_has_as_many_of_each_class_and_no_image_and_repeat_twice(repeats):
+def test_a_balanced_epoch_has_equal_classes_and_no_image_and_repeat_twice(repeats):
     labels = np.array([0] * 50 + [1] * 3 + [2] * 7)[np.random.default_rng(0).permutation(60)]
     key = {"seed": 1, "global_batch_size": 8, "repeats": repeats}
     samples = order.class_balanced_order(labels, epoch=4, **key)
@@ -131,7 +131,7 @@ def test_a_balanced_epoch_has_as_many_of_each_class_and_no_image_and_repeat_twic
     assert len(set(labels[samples["index"][:12]])) > 1, "and not class by class"
 
 
-def test_a_balanced_run_sees_rare_classes_as_often_each_time_cut_anew(three, tmp_path):
+def test_a_balanced_run_sees_rare_classes_equally_often_with_new_crops(three, tmp_path):
     file = tmp_path / "indices.txt"
     file.write_text(" ".join(map(str, [*range(10), 10, 20])))  # ten ants, one bee, one cat
     data = config(three, indices=str(file), order="class_balanced")

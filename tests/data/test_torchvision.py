@@ -33,7 +33,7 @@ def assert_both_give_the_same(path, other, **options):
     assert same(*(epoch_of(another(each, **options)) for each in data))
 
 
-def test_both_backends_give_the_same_bits_from_a_beton_and_from_its_folder_with_augmentation_at_any_rank(packed):
+def test_both_backends_give_the_same_augmented_bits_from_a_beton_and_its_folder_on_any_rank(packed):
     src, betons = packed
     for mode, split in product(("raw", "jpg"), ("train", "val")):
         assert_both_give_the_same(betons[mode], betons[mode], split=split)
@@ -42,7 +42,7 @@ def test_both_backends_give_the_same_bits_from_a_beton_and_from_its_folder_with_
         assert_both_give_the_same(betons["raw"], src, augment=augment, rank=rank, world_size=2)
 
 
-def test_a_file_that_cannot_be_decoded_is_named_or_skipped_also_where_pillow_shows_something(tmp_path):
+def test_an_undecodable_file_is_named_or_skipped_even_if_pillow_decodes_part_of_it(tmp_path):
     src = write_images(tmp_path / "images", 8)
     (src / "b" / "zz.jpg").write_bytes(zeroed(photograph()))
     loader = another(config(src, backend="torchvision"), split="val", micro_batch_size=3)
@@ -58,7 +58,7 @@ def test_a_file_that_cannot_be_decoded_is_named_or_skipped_also_where_pillow_sho
     assert len(torch.cat(epoch_of(loader)[1])) == 8 and loader.num_skipped == 1
 
 
-def test_a_killed_process_is_an_error_that_names_file_and_images(packed):
+def test_a_killed_process_gives_an_error_that_names_file_and_images(packed):
     loader = another(config(packed[0], backend="torchvision"), split="val", micro_batch_size=2)
     before = signal.getsignal(signal.SIGCHLD)
     micro_batches = loader.epoch(0)
@@ -80,7 +80,7 @@ def test_a_changed_byte_in_a_beton_is_an_error(tmp_path):
         epoch_of(loader)
 
 
-def test_what_it_cannot_do_is_refused(packed):
+def test_unsupported_settings_are_rejected(packed):
     with pytest.raises(ValueError, match="data.order=quasi_random needs data.backend=ffcv"):
         another(config(packed[0], backend="torchvision", order="quasi_random"))
     with pytest.raises(ValueError, match="'/nowhere' does not exist"):

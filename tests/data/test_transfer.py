@@ -14,7 +14,7 @@ def values(number, shape=(4, 5)):
     return np.full(shape, number, np.uint8)
 
 
-def test_what_is_held_is_left_alone_and_what_is_free_is_used_again():
+def test_held_memory_is_left_alone_and_free_memory_is_reused():
     memory = RecycledMemory()
     held = [memory.copy(values(number)) for number in range(5)]
     assert [int(tensor[0, 0]) for tensor in held] == list(range(5))
@@ -25,7 +25,7 @@ def test_what_is_held_is_left_alone_and_what_is_free_is_used_again():
     assert torch.equal(view, torch.full((3, 5), 7, dtype=torch.uint8))
 
 
-def test_after_many_micro_batches_were_held_only_a_few_arrays_stay_and_those_of_another_shape_or_type_go_in_the_end():
+def test_only_a_few_arrays_are_kept_and_other_shapes_or_types_are_freed_in_the_end():
     memory = RecycledMemory()
     held = [memory.copy(values(number)) for number in range(50)]
     assert not memory._free
@@ -38,7 +38,7 @@ def test_after_many_micro_batches_were_held_only_a_few_arrays_stay_and_those_of_
     assert [array.shape for array in memory._free] == [(6, 6), (6, 6)]
 
 
-def test_a_reference_to_a_tensor_from_wherever_keeps_its_memory_and_threads_that_drop_tensors_do_no_harm():
+def test_any_reference_to_a_tensor_keeps_its_memory_and_threads_may_drop_tensors():
     memory = RecycledMemory()
     held = memory.copy(values(1))
     address, shared = held.data_ptr(), held.numpy()[1:]

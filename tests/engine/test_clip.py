@@ -22,7 +22,7 @@ def flat(groups):
 
 
 @pytest.mark.parametrize("max_norm", [0.5, 5.0, 1e6])
-def test_it_is_torchs_clipping(max_norm):
+def test_clipping_equals_torchs(max_norm):
     groups = gradients()
     parameters = [torch.nn.Parameter(part.clone()) for group in groups for part in group]
     for p in parameters:
@@ -33,7 +33,7 @@ def test_it_is_torchs_clipping(max_norm):
 
 
 @pytest.mark.parametrize("scale, max_norm", [(1.0, 0.0), (1e-3, 5.0)], ids=["zero is no clipping", "a small gradient"])
-def test_where_nothing_is_clipped_every_bit_stays_and_the_norm_is_known(scale, max_norm):
+def test_without_clipping_every_bit_stays_and_the_norm_is_known(scale, max_norm):
     groups = gradients(scale)
     assert clip(groups, max_norm)[0].item() == pytest.approx(flat(groups).norm().item(), rel=1e-6)
     assert torch.equal(flat(groups), flat(gradients(scale)))
@@ -48,7 +48,7 @@ def test_a_gradient_whose_norm_is_not_finite_becomes_nan_everywhere(bad, max_nor
     assert torch.isnan(flat(groups)).all()
 
 
-def test_the_norm_of_each_group_comes_back_as_it_was_found():
+def test_each_groups_norm_before_clipping_is_returned():
     groups = gradients()
     expected = [torch.cat(group).norm().item() for group in groups]
     assert clip(groups, 0.5)[3:].tolist() == pytest.approx(expected, rel=1e-6)
@@ -64,7 +64,7 @@ def test_squares_are_summed_in_fp64():
     assert clip(groups, 0.0)[0].item() == pytest.approx(exact, rel=1e-7)
 
 
-def test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan():
+def test_veto_and_count_are_returned_with_the_norm_and_a_veto_acts_like_a_nan_gradient():
     plain = clip(gradients(), 5.0)
     assert torch.equal(clip(gradients(), 5.0, count=2.0), plain + torch.tensor([0.0, 0.0, 2.0, 0.0, 0.0]))
     groups = gradients()

@@ -27,7 +27,7 @@ def resolved(zero, **options):
 
 
 @pytest.mark.parametrize("found", ["auto", 128])
-def test_auto_becomes_the_recipes_number_which_may_stand_there_too_and_the_rest_stays(write, found):
+def test_auto_or_an_equal_number_becomes_the_recipes_and_the_rest_stays(write, found):
     path = write({"train_batch_size": found, "zero_optimization": {"stage": 2}})
     assert load_ds_config(path, OWNED) == OWNED | {"zero_optimization": {"stage": 2}}
 
@@ -40,16 +40,14 @@ def test_auto_becomes_the_recipes_number_which_may_stand_there_too_and_the_rest_
     ("[]", "must contain a JSON object, got list"),
     ("{", "is not valid JSON"),
 ])  # fmt: skip
-def test_what_does_not_belong_in_a_file_is_refused_with_file_and_key(write, content, message):
+def test_keys_that_do_not_belong_in_a_file_are_rejected_with_file_and_key(write, content, message):
     path = write(content)
     with pytest.raises(ValueError, match=message) as error:
         load_ds_config(path, OWNED)
     assert path in str(error.value)
 
 
-def test_a_shipped_file_is_found_from_any_folder_and_a_missing_one_refused_with_the_names_that_exist(
-    tmp_path, monkeypatch
-):
+def test_a_shipped_file_is_found_from_any_folder_and_a_missing_one_rejected_with_the_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_ds_config("ds_configs/zero2.json").name == "zero2.json"
     with pytest.raises(ValueError, match="ds_configs/zero9.json does not exist. Pass .* one of ds_configs/zero2"):
@@ -70,7 +68,7 @@ ZERO2 = {"zero_optimization": {"stage": 2, "compute_grad_norm": False}}
     ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, '"dtype": "bfloat16", got "float16"'),
     ({"gradient_clipping": 4.0}, 'sets "gradient_clipping" to 4.0, but the recipe sets it to 5.0'),
 ])  # fmt: skip
-def test_a_file_with_another_stage_norm_or_clipping_than_the_engines_is_refused(write, change, message):
+def test_a_file_whose_stage_norm_or_clipping_differs_from_the_engines_is_rejected(write, change, message):
     run = build_run("demo")
     sizes = {"micro_batch_size": 8, "accumulation_steps": 1}
     for fits in (ZERO2, ZERO2 | BF16):
@@ -107,7 +105,7 @@ def test_auto_follows_the_number_of_ranks(world_size, expected):
     assert resolved({"overlap_comm": True}, world_size=world_size) == {"overlap_comm": True}
 
 
-def test_communication_overlaps_nothing_where_the_student_is_compiled_as_a_whole_and_auto_elsewhere_is_refused():
+def test_communication_does_not_overlap_a_fully_compiled_student_and_auto_elsewhere_is_rejected():
     assert resolved({"overlap_comm": "auto"}, world_size=2, is_compiled=True) == {"overlap_comm": False}
     with pytest.raises(ValueError, match='"stage" must have a value, got "auto"'):
         resolved({"stage": "auto"}, world_size=1)

@@ -17,7 +17,7 @@ def each(request, observed):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_losses_norms_and_weights_are_deepspeeds_own_bit_for_bit(each, precision, accumulation):
+def test_losses_norms_and_weights_equal_deepspeeds_own_bit_for_bit(each, precision, accumulation):
     ours, deepspeed = (each[f"{precision} {who} {accumulation}"] for who in ("ours", "deepspeed"))
     assert ours == deepspeed
     assert max(ours[1]) > 0.5, "nothing was clipped"
@@ -29,7 +29,7 @@ def test_ranks_accumulation_and_deepspeed_change_losses_and_norms_by_rounding_on
         assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_with_autocast_weights_stay_in_fp32_and_updates_are_those_of_torchs_own_autocast(each):
+def test_with_autocast_weights_stay_in_fp32_and_updates_match_torchs_autocast(each):
     for found, expected in zip(each["autocast ours"], each["autocast plain torch"]):
         # Torch's clipping norm differs in the last bit, and each rank rounds its gradients before they are added.
         assert found == pytest.approx(expected, rel=1e-4 if each["ranks"] == 1 else 5e-3)
@@ -38,7 +38,7 @@ def test_with_autocast_weights_stay_in_fp32_and_updates_are_those_of_torchs_own_
 
 
 @pytest.mark.parametrize("precision, rel", [("fp32", 1e-5), ("bf16", 2e-2)])
-def test_two_ranks_train_as_one(observed, precision, rel):
+def test_two_ranks_train_like_one(observed, precision, rel):
     for found, expected in zip(*(observed[ranks][f"{precision} ours 1"][:2] for ranks in (2, 1))):
         assert found == pytest.approx(expected, rel=rel)
 
@@ -49,14 +49,14 @@ def test_bf16_follows_fp32_and_starts_from_fp32_weights(each):
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp32", "fused"])
-def test_an_update_that_is_nan_on_one_rank_is_left_out_on_all_with_those_queued_after_it(each, name):
+def test_a_nan_update_on_one_rank_is_skipped_on_all_with_those_queued_after_it(each, name):
     assert each[f"{name} updates applied, on each rank"] == [[True, False, False]] * each["ranks"]
     assert each[f"{name} norms finite"] == [True, False, False]
     assert each[f"{name} weights moved"] == [True, False, False] and each[f"{name} weights finite"]
 
 
 @pytest.mark.parametrize("precision, rel", [("fp32", 1e-4), ("bf16", 2e-2)])
-def test_terms_that_gather_make_two_ranks_train_as_one(observed, precision, rel):
+def test_terms_that_gather_make_two_ranks_train_like_one(observed, precision, rel):
     for found, expected in zip(*(observed[ranks][f"{precision} other terms"] for ranks in (2, 1))):
         assert found == pytest.approx(expected, rel=rel)
 
@@ -77,7 +77,7 @@ def test_the_projector_trains_and_stays_orthogonal_under_zero_and_flat_parameter
     assert each[f"{precision} orthogonal"] < 1e-5 and each[f"{precision} moved"]
 
 
-def test_flat_parameters_change_no_bit_whatever_their_number(each):
+def test_any_number_of_flat_parameters_changes_no_bit(each):
     for name in ("few", "many", "overlap"):
         assert each[f"flat {name}"] == each["flat deepspeed"]
     few, many = each["flat sizes few"], each["flat sizes many"]
@@ -90,14 +90,14 @@ def test_activation_checkpointing_changes_nothing(each):
 
 
 @pytest.mark.parametrize("placement", ["shard", "offload"])
-def test_each_of_two_ranks_holds_half_of_the_teacher_after_a_forward_and_one_rank_all(observed, two, placement):
+def test_after_a_forward_each_of_two_ranks_holds_half_of_the_teacher_and_a_single_rank_all(observed, two, placement):
     assert two[f"{placement} live"] == 0, "full parameters were kept"
     padding = two[f"{placement} padding"]  # at most one element per parameter
     assert two["all"] <= 2 * two[f"{placement} held"] <= two["all"] + 2 * padding
     assert observed[1]["shard live"] == observed[1]["all"]
 
 
-def test_a_host_that_is_ahead_has_two_offloaded_blocks_on_the_device_and_of_a_shard_as_many_more_as_have_room(observed):
+def test_a_host_that_is_ahead_keeps_two_blocks_on_the_device_and_of_a_shard_more_if_they_fit(observed):
     for ranks, room, expected in (
         (1, "offload, 100", [1, 2, 2, 2, 2, 2]), (2, "offload, 100", [1, 2, 2, 2, 2, 2]),
         (2, "shard, 0.9", [1, 2, 2, 2, 2, 2]), (2, "shard, 1", [1, 2, 3, 3, 3, 3]),
@@ -109,7 +109,7 @@ def test_a_host_that_is_ahead_has_two_offloaded_blocks_on_the_device_and_of_a_sh
 
 
 @pytest.mark.parametrize("placement", ["shard", "offload", "replica"])
-def test_the_teacher_is_frozen_and_stays_in_eval_mode_whatever_is_called(each, placement):
+def test_the_teacher_is_frozen_and_always_in_eval_mode(each, placement):
     assert each[f"{placement} equal"] == [True] * 7, "features differ from the plain bf16 model's"
     assert each[f"{placement} equal after train()"]
     assert not each[f"{placement} requires_grad"]
@@ -119,7 +119,7 @@ def test_a_block_of_a_sharded_teacher_is_one_unit_and_torchs_linear_is_left_alon
     assert each["leaf modules"] == [True, True, True] and each["linear is torch's own"]
 
 
-def test_each_module_up_to_the_first_block_gathers_another_bucket_ahead_and_live_parameters_have_a_limit(two):
+def test_modules_before_the_first_block_gather_ahead_and_live_parameters_have_a_limit(two):
     found, limited = two["gathered ahead"]
     # Counted as by `vitkd-ds plan`: whole tensors, so up to one above the bucket. The embedding is released first.
     planned = FETCHES * 3 * found["block"]
@@ -132,18 +132,18 @@ def test_all_placements_give_the_same_loss_an_fp32_sum_of_terms(each):
     assert each["term dtypes"] == ["torch.float32"] and each["total is the sum"] < 1e-5
 
 
-def test_the_average_of_two_ranks_is_the_slow_one_and_reading_it_changes_nothing(two):
+def test_the_average_on_two_ranks_matches_a_slow_one_and_reading_it_changes_nothing(two):
     assert two["average error"] < 1e-6
     assert two["average differs from raw"] and two["raw weights untouched"]
 
 
-def test_a_checkpoint_holds_student_and_losses_alone_and_restores_weights_average_and_future(two):
+def test_a_checkpoint_holds_only_student_and_losses_and_restores_weights_average_and_training(two):
     assert two["saved parts"] == ["student", "vitkd"] and len(two["checkpoint files"]) == 3
     assert two["restored average=True"] and two["restored average=False"]
     assert two["continued"] == two["uninterrupted"]
 
 
-def test_checkpoints_are_those_of_deepspeed_without_flat_parameters_and_each_goes_on_from_the_others(two):
+def test_checkpoints_are_interchangeable_with_deepspeeds_without_flat_parameters(two):
     assert two["continued by DeepSpeed's own"] == two["uninterrupted"]
     assert two["back from DeepSpeed's own"] == two["uninterrupted"][2]
     settings = {"/ds_config", "/optimizer_state_dict/clip_grad"}
@@ -151,5 +151,5 @@ def test_checkpoints_are_those_of_deepspeed_without_flat_parameters_and_each_goe
         assert files and all(set(found) <= settings for found in files.values()), files
 
 
-def test_the_exported_weights_give_the_trained_engines_logits(each):
+def test_the_exported_weights_give_the_same_logits_as_the_trained_engine(each):
     assert each["exported logits"]

@@ -31,7 +31,7 @@ def flat_and_plain(max_numel=1000):
     return FlatModule(module, groups, max_numel=max_numel), plain
 
 
-def test_a_shared_weight_is_one_and_takes_the_gradients_of_both_places():
+def test_a_shared_weight_is_stored_once_and_gets_the_gradients_of_both_uses():
     torch.manual_seed(0)
     flat, plain = flat_and_plain()
     x = torch.randn(8, 3)
@@ -44,7 +44,7 @@ def test_a_shared_weight_is_one_and_takes_the_gradients_of_both_places():
     assert not flat.module.frozen.weight.requires_grad and flat.module.frozen.weight.grad is None
 
 
-def test_groups_keep_their_settings_and_a_long_one_is_cut_between_weights():
+def test_groups_keep_their_settings_and_a_long_one_is_split_between_weights():
     for max_numel, lengths in ((1000, [9, 6]), (5, [9, 3, 3])):
         flat, _ = flat_and_plain(max_numel)
         assert [p.numel() for p in flat.flats] == lengths
@@ -54,7 +54,7 @@ def test_groups_keep_their_settings_and_a_long_one_is_cut_between_weights():
 
 
 @pytest.mark.parametrize("rank, own", [(0, [(1, 5)]), (1, [(1, 2), (1, 1)])])
-def test_whole_weights_are_dealt_out_and_each_rank_has_a_part_of_the_same_even_length(monkeypatch, rank, own):
+def test_whole_weights_are_distributed_and_all_ranks_have_shards_of_one_even_length(monkeypatch, rank, own):
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(ranks, "rank", lambda: rank)
     plain = nn.ModuleList([nn.Linear(size, 1, bias=False) for size in (1, 5, 2)])
@@ -69,7 +69,7 @@ def test_whole_weights_are_dealt_out_and_each_rank_has_a_part_of_the_same_even_l
         assert torch.equal(weight, plain.get_parameter(name))
 
 
-def test_views_stay_until_they_are_released_and_those_of_a_call_do_not():
+def test_views_stay_until_released_but_views_of_one_call_do_not():
     flat, plain = flat_and_plain()
     x = torch.randn(2, 3)
     flat(x)
@@ -79,7 +79,7 @@ def test_views_stay_until_they_are_released_and_those_of_a_call_do_not():
     assert torch.equal(flat.call(flat.flats, x), plain(x)) and flat.module.first.weight is None
 
 
-def test_a_block_is_frozen_in_eval_mode_and_one_parameter():
+def test_a_block_is_frozen_in_eval_mode_and_has_one_parameter():
     block = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
     flat = FlatBlock(copy.deepcopy(block), compile="off").train()
     (only,) = flat.parameters()

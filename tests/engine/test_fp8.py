@@ -22,7 +22,7 @@ def without_check():
     torchao.quantization.quant_api._check_hardware_support = lambda granularity: None
 
 
-def test_the_blocks_linear_layers_alone_are_in_fp8_and_change_the_outputs_a_little(monkeypatch):
+def test_only_the_blocks_linear_layers_are_in_fp8_and_the_outputs_change_little(monkeypatch):
     import torchao.quantization.quant_api
 
     monkeypatch.setattr(torchao.quantization.quant_api, "_check_hardware_support", lambda granularity: None)
@@ -42,7 +42,7 @@ def test_the_blocks_linear_layers_alone_are_in_fp8_and_change_the_outputs_a_litt
         assert 0 < change / plain.forward_features(images).float().norm() < 0.1
 
 
-def test_what_cannot_be_is_said(monkeypatch, tmp_path):
+def test_unsupported_fp8_settings_are_reported(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="needs a model with blocks, got Linear"):
         quantize_blocks(torch.nn.Linear(2, 2))
     done = run_command("python", "train.py", *DEMO, "--teacher.fp8", f"--workdir={tmp_path / 'cpu'}", check=False)
@@ -53,7 +53,7 @@ def test_what_cannot_be_is_said(monkeypatch, tmp_path):
         quantize_blocks(make_models()[1])
 
 
-def test_a_run_says_how_much_the_outputs_change_and_learns_from_the_changed_teacher(tmp_path, demo_cache):
+def test_a_run_logs_the_change_in_outputs_and_learns_from_the_fp8_teacher(tmp_path, demo_cache):
     finish_ranks(start_ranks(1, "-m", __name__, tmp_path), timeout=200)
     seen = json.loads((tmp_path / "seen.json").read_text())
     change, same = map(

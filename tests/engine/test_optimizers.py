@@ -30,7 +30,7 @@ def adamw(**options):
     return lambda groups: AdamW(groups, OptimConfig(lr=0.1, **options), is_fused=False)
 
 
-def test_updates_are_adamws_and_an_average_starts_from_the_first_weights_and_follows_the_formula():
+def test_updates_equal_adamws_and_an_average_starts_at_the_first_weights():
     _, expected = run(lambda groups: torch.optim.AdamW(groups, lr=0.1))
     without, plain = run(adamw())
     state, seen = run(adamw(ema_decay=0.9))
@@ -43,7 +43,7 @@ def test_updates_are_adamws_and_an_average_starts_from_the_first_weights_and_fol
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_an_update_that_is_not_wanted_changes_neither_weights_nor_moments_nor_average(fused):
+def test_a_skipped_update_changes_neither_weights_nor_moments_nor_average(fused):
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(7))
     optimizer = AdamW([{"params": [p]}], OptimConfig(ema_decay=0.9, lr=0.1), is_fused=fused)
@@ -59,7 +59,7 @@ def test_an_update_that_is_not_wanted_changes_neither_weights_nor_moments_nor_av
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_the_state_that_an_optimizer_declares_is_the_state_that_it_makes(ema_decay):
+def test_an_optimizer_creates_exactly_the_state_it_declares(ema_decay):
     distiller, _ = make_distiller()
     optim = OptimConfig(ema_decay=ema_decay)
     groups = AdamW.groups(distiller, optim)
@@ -72,14 +72,14 @@ def test_the_state_that_an_optimizer_declares_is_the_state_that_it_makes(ema_dec
     assert state_bytes(distiller, optim) == sum(value.nbytes for value in made)
 
 
-def test_weights_decay_by_the_setting_and_what_the_distiller_exempts_does_not():
+def test_weights_decay_by_the_setting_except_those_the_distiller_exempts():
     distiller, _ = make_distiller()
     decayed, undecayed = AdamW.groups(distiller, OptimConfig(weight_decay=0.3))
     assert (decayed.weight_decay, undecayed.weight_decay) == (0.3, 0)
     assert [decayed.params, undecayed.params] == [*distiller.split_by_decay()]
 
 
-def test_nothing_else_asks_which_optimizer_it_is():
+def test_no_other_code_depends_on_the_optimizers_name():
     own = ROOT / "vitkd_ds" / "engine" / "optimizers"
     names = {file.stem for file in own.glob("*.py")} - {"__init__", "base"}
     for file in (ROOT / "vitkd_ds").rglob("*.py"):

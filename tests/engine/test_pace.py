@@ -17,7 +17,7 @@ def blocks_of(number, size):
     return blocks
 
 
-def test_teachers_that_run_one_after_another_have_one_bound_on_the_blocks_ahead(monkeypatch):
+def test_teachers_that_run_in_turn_share_one_limit_on_blocks_gathered_ahead(monkeypatch):
     device = LazyDevice()
     monkeypatch.setattr(teacher, "get_accelerator", lambda: device)
     monkeypatch.setattr(ds_config, "AHEAD_BYTES", 400)

@@ -25,7 +25,7 @@ SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
 SLURM |= {"SLURM_NTASKS": "1"}  # the job's value, under `srun --preserve-env`
 
 
-def test_deepspeed_does_not_tell_that_it_computes_on_the_cpu(monkeypatch, capfd):
+def test_deepspeed_does_not_print_that_it_computes_on_the_cpu(monkeypatch, capfd):
     monkeypatch.setattr(real_accelerator, "ds_accelerator", None)
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -37,7 +37,7 @@ def test_deepspeed_does_not_tell_that_it_computes_on_the_cpu(monkeypatch, capfd)
     assert "another warning" in said.out and "Setting accelerator" not in said.out + said.err
 
 
-def test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own():
+def test_a_process_without_a_launcher_is_one_rank_with_its_own_port():
     script, one_task = {"SLURM_NTASKS_PER_NODE": "4"}, {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}
     for environ in ({}, SLURM | script, SLURM | one_task | {"SLURM_STEP_NODELIST": "n1"}):
         set_rank_variables(environ)
@@ -45,9 +45,7 @@ def test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own()
         assert environ["WORLD_SIZE"] == "1" and int(environ["MASTER_PORT"]) > 0 and local_world_size(environ) == 1
 
 
-def test_slurms_variables_become_ranks_and_under_srun_alone_the_first_nodes_address_is_slurms_own(
-    tmp_path, monkeypatch
-):
+def test_slurms_variables_become_ranks_and_plain_srun_gives_the_first_nodes_address(tmp_path, monkeypatch):
     environ = SLURM | {"SLURM_STEP_ID": "0", "MASTER_ADDR": "n1"}
     set_rank_variables(environ)
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
@@ -67,7 +65,7 @@ def test_slurms_variables_become_ranks_and_under_srun_alone_the_first_nodes_addr
     assert environ["MASTER_ADDR"] == "10.0.0.1"
 
 
-def test_a_rank_without_a_world_is_refused():
+def test_a_rank_without_a_world_is_rejected():
     missing = "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"
     with pytest.raises(ValueError, match=f"RANK is set without {missing}"):
         set_rank_variables({"RANK": "0"})
@@ -81,7 +79,7 @@ def test_a_rank_without_a_world_is_refused():
     ({"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0", "WORLD_SIZE": "1"}, 1),
     ({"WORLD_SIZE": "3"}, 3),
 ])  # fmt: skip
-def test_the_ranks_of_this_node_come_from_whichever_launcher_says_so(environ, expected):
+def test_the_number_of_local_ranks_comes_from_any_launcher(environ, expected):
     assert local_world_size(environ) == expected
 
 
@@ -91,12 +89,12 @@ def test_the_ranks_of_this_node_come_from_whichever_launcher_says_so(environ, ex
     ({"LOCAL_WORLD_SIZE": "4", "SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "2"}, 2),
     ({"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "8"}, 2),
 ])  # fmt: skip
-def test_a_rank_takes_what_slurm_gave_its_task_or_shares_the_cpus_it_may_use(monkeypatch, environ, expected):
+def test_a_rank_uses_its_slurm_tasks_cpus_or_a_share_of_the_available_ones(monkeypatch, environ, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     assert num_cpus(environ) == expected
 
 
-def test_local_rank_is_the_number_of_the_ranks_device():
+def test_local_rank_is_the_device_number():
     environ = {"LOCAL_RANK": "1"}
     choose_device(2, environ)
     assert environ["LOCAL_RANK"] == "1"
@@ -107,7 +105,7 @@ def test_local_rank_is_the_number_of_the_ranks_device():
         choose_device(1, environ)
 
 
-def test_a_gpu_that_torch_cannot_use_is_refused_unless_the_cpu_is_asked_for(tmp_path):
+def test_a_gpu_that_torch_cannot_use_is_rejected_unless_the_cpu_is_asked_for(tmp_path):
     driver = tmp_path / "version"
     check_gpu_is_used({}, driver)
     with pytest.raises(ValueError, match="SLURM_JOB_GPUS=0,1.* set DS_ACCELERATOR=cpu"):
@@ -118,7 +116,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_unless_the_cpu_is_asked_for(tmp_
     check_gpu_is_used({"DS_ACCELERATOR": "cpu"}, driver)
 
 
-def test_what_fails_on_one_rank_is_known_on_all(observed):
+def test_a_failure_on_one_rank_is_known_on_all(observed):
     together = [
         ["RefusedElsewhere: rank 1: ValueError: no file", "FailedElsewhere: rank 1: OSError: gone"],
         ["ValueError: no file", "OSError: gone"],
@@ -142,7 +140,7 @@ def test_without_a_process_group_there_is_one_rank():
             agree(fail)
 
 
-def test_no_rank_starts_with_a_folder_of_compiled_code_that_is_not_private(tmp_path, monkeypatch):
+def test_no_rank_starts_if_its_folder_of_compiled_code_is_not_private(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     check_code_folders({})
     (cache,) = tmp_path.iterdir()
@@ -157,7 +155,7 @@ def test_no_rank_starts_with_a_folder_of_compiled_code_that_is_not_private(tmp_p
         start_processes(0.01)
 
 
-def test_folders_of_compiled_code_are_private_or_refused(tmp_path):
+def test_folders_of_compiled_code_are_private_or_rejected(tmp_path):
     for name in ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR"):
         both = {"TORCH_EXTENSIONS_DIR": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "good")}
         folder = tmp_path / name / "new"
@@ -196,7 +194,7 @@ processes.leave()
 """
 
 
-def test_ranks_of_one_node_listen_on_its_loopback_alone():
+def test_ranks_on_a_single_node_listen_only_on_loopback():
     for said in finish_ranks(start_ranks(2, "-c", LISTENING)):
         listens = [line.split()[1] for line in said.splitlines() if line.startswith("listens")]
         assert listens and all(address.startswith("0100007F:") for address in listens), said

@@ -47,7 +47,7 @@ def checkpoint(tmp_path):
         (2, 2, [1, 2]),
     ],
 )
-def test_a_rank_finds_its_part_by_the_names_of_the_weights(monkeypatch, checkpoint, rank, size, expected):
+def test_a_rank_finds_its_shard_by_weight_name(monkeypatch, checkpoint, rank, size, expected):
     monkeypatch.setattr(ranks, "rank", lambda: rank)
     found = read_partition(checkpoint, B_FIRST, [size])
     (group,) = found.groups
@@ -56,7 +56,7 @@ def test_a_rank_finds_its_part_by_the_names_of_the_weights(monkeypatch, checkpoi
     assert list(found.others) == ["mean"]
 
 
-def test_weights_of_other_names_or_shapes_are_refused(checkpoint):
+def test_weights_of_other_names_or_shapes_are_rejected(checkpoint):
     for name, shape, differing in (("c", [3], "b, c"), ("b", [2], "the shapes")):
         places = [{"a": Place(0, torch.Size([3])), name: Place(3, torch.Size(shape))}]
         with pytest.raises(ValueError, match=f"its losses: {differing} differ"):

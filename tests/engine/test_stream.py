@@ -123,7 +123,7 @@ def main(folder):
     leave()
 
 
-def test_blocks_are_read_once_by_rank_0_and_the_features_are_those_of_the_whole_model(tmp_path):
+def test_rank_0_reads_each_block_once_and_the_features_equal_the_whole_models(tmp_path):
     for name in MODELS:
         (tmp_path / name).mkdir()
         save(name, tmp_path)
@@ -150,7 +150,7 @@ def test_blocks_are_read_once_by_rank_0_and_the_features_are_those_of_the_whole_
     ("other part", r"b\.safetensors lacks tensor \S+, which its index lists"),
     ("no index", r"is no index of safetensors files.*KeyError"),
 ])  # fmt: skip
-def test_a_file_that_is_damaged_or_of_another_model_is_refused_by_its_header(tmp_path, damage, message):
+def test_a_file_that_is_damaged_or_of_another_model_is_rejected_by_its_header(tmp_path, damage, message):
     path = save("dinov3", tmp_path, is_cut=damage in ("no such part", "other part", "no index"))
     teacher = config("dinov3", path)
     if damage == "short":
@@ -178,7 +178,7 @@ def test_buffers_follow_the_teacher_to_its_device(tmp_path):
     assert all(buffer.is_meta for buffer in teacher.buffers())
 
 
-def test_an_index_of_files_is_read_whole_where_it_is_not_streamed(tmp_path):
+def test_an_index_of_files_is_read_completely_if_not_streamed(tmp_path):
     path = save("dinov3", tmp_path, is_cut=True)
     teacher = build_teacher(config("dinov3", path, placement="replica"), DATA)
     expected = source("dinov3").bfloat16().state_dict()
@@ -188,7 +188,7 @@ def test_an_index_of_files_is_read_whole_where_it_is_not_streamed(tmp_path):
         build_teacher(config("dinov3", path, placement="replica"), DATA)
 
 
-def test_weights_that_the_hub_does_not_give_are_a_sentence_and_nothing_is_built(tmp_path, monkeypatch):
+def test_weights_missing_on_the_hub_give_a_clear_error_and_nothing_is_built(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **__: pytest.fail("timm was asked"))
@@ -199,14 +199,14 @@ def test_weights_that_the_hub_does_not_give_are_a_sentence_and_nothing_is_built(
         build_teacher(hub, replace(DATA, image_size=224), needs_logits=False, stream=True)
 
 
-def test_weights_that_must_be_changed_to_fit_are_read_whole(tmp_path):
+def test_weights_that_need_conversion_are_read_completely(tmp_path):
     state = source("deit iii", img_size=32).state_dict()
     save_file({key: t.contiguous() for key, t in state.items()}, path := tmp_path / "larger.safetensors")
     teacher = build_teacher(config("deit iii", path, allow_other_resolution=True), DATA, stream=True)
     assert not hasattr(teacher, "weight_stream") and not any(p.is_meta for p in teacher.parameters())
 
 
-def test_a_classifier_for_other_classes_is_left_out(tmp_path):
+def test_a_classifier_for_other_classes_is_dropped(tmp_path):
     path = save("deit iii", tmp_path)
     few = replace(DATA, num_classes=5)
     teacher = build_teacher(config("deit iii", path), few, needs_logits=False, stream=True)

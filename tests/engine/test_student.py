@@ -11,7 +11,7 @@ from vitkd_ds.engine import ranks, student
 from vitkd_ds.engine.student import StudentEngine
 
 
-def test_buffers_and_frozen_weights_are_exported_in_fp32_as_trained_weights_are():
+def test_buffers_and_frozen_weights_are_exported_in_fp32_like_trained_weights():
     module = nn.BatchNorm1d(3).bfloat16()
     module.running_mean.copy_(torch.tensor([0.5, 1.0, 2.0]))
     module.weight.requires_grad_(False)
@@ -28,7 +28,7 @@ def test_buffers_and_frozen_weights_are_exported_in_fp32_as_trained_weights_are(
     assert weights["running_mean"].tolist() == [0.5, 1.0, 2.0] and torch.equal(weights["bias"], trained["student.bias"])
 
 
-def test_a_state_file_that_one_rank_cannot_read_ends_the_start_on_all(tmp_path, monkeypatch):
+def test_a_state_file_unreadable_on_one_rank_ends_the_start_on_all(tmp_path, monkeypatch):
     def read(checkpoint, shapes, sizes):
         if ranks.rank() == 1:
             raise OSError("the disk is away")

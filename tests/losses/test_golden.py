@@ -9,7 +9,7 @@ from vitkd_ds import ViTKDLoss, kd_loss, nkd_loss
 
 @DTYPES
 @pytest.mark.parametrize("name", ["vitkd0", "vitkd1", "vitkd2", "vitkd3"])
-def test_vitkd_is_the_official_one_in_value_and_every_gradient(name, dtype):
+def test_vitkd_matches_the_official_value_and_every_gradient(name, dtype):
     golden = case(name)
     inputs = [
         golden[f"{side}_{depth}"].to(dtype) for side in ("student", "teacher") for depth in ("shallow_BLPD", "deep_BPD")
@@ -30,7 +30,7 @@ def test_vitkd_is_the_official_one_in_value_and_every_gradient(name, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("name", ["nkd0", "nkd1", "nkd2", "nkd3"])
-def test_nkd_is_the_official_one_in_value_and_gradient(name, dtype):
+def test_nkd_matches_the_official_value_and_gradient(name, dtype):
     golden = case(name)
     student = golden["student_logits_BK"].to(dtype).requires_grad_()
     numbers = {key: float(golden[key]) for key in ("temperature", "gamma")}
@@ -42,7 +42,7 @@ def test_nkd_is_the_official_one_in_value_and_gradient(name, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("name", ["kd0", "kd1"])
-def test_kd_times_alpha_plus_the_teachers_entropy_is_the_official_one(name, dtype):
+def test_kd_times_alpha_plus_the_teachers_entropy_matches_the_official_loss(name, dtype):
     golden = case(name)
     temperature, alpha = float(golden["temperature"]), float(golden["alpha"])
     student = golden["student_logits_BK"].to(dtype).requires_grad_()

@@ -39,12 +39,12 @@ STUDENT, TEACHER, INDICES = logits(0), logits(1), torch.tensor([0, 6, 3, 3, 1])
     (nkd_loss, reference.nkd, [TEACHER, INDICES], {"temperature": 2.0, "gamma": 1.5}),
     (nkd_loss, reference.nkd, [TEACHER, logits(2).softmax(1)], {"temperature": 2.0, "gamma": 1.5}),
 ])  # fmt: skip
-def test_losses_of_logits_are_their_twins(loss, twin, others, numbers):
+def test_losses_of_logits_match_their_twins(loss, twin, others, numbers):
     assert loss(STUDENT, *others, **numbers).item() == pytest.approx(twin(STUDENT, *others, **numbers), rel=1e-12)
 
 
 @pytest.mark.parametrize("grid, dims, ratio", [((3, 3), (4, 6), 0.5), ((2, 4), (4, 6), 0.3), ((3, 2), (5, 5), 0.75)])
-def test_vitkd_is_its_twin_also_on_grids_that_are_not_square(grid, dims, ratio):
+def test_vitkd_matches_its_twin_even_on_grids_that_are_not_square(grid, dims, ratio):
     torch.manual_seed(0)
     loss = ViTKDLoss(*dims, alpha=0.1, beta=0.2, mask_ratio=ratio, student_grid=grid, teacher_grid=grid).double()
     torch.nn.init.normal_(loss.mask_token)
@@ -56,7 +56,7 @@ def test_vitkd_is_its_twin_also_on_grids_that_are_not_square(grid, dims, ratio):
 
 
 @pytest.mark.parametrize("grid, dims, times", [((3, 3), (4, 6), 196 * 384 / 54), ((14, 14), (8, 384), 1.0)])
-def test_scaled_weights_are_the_papers_for_as_many_summands_as_there_are(grid, dims, times):
+def test_scaled_weights_are_the_papers_for_the_actual_number_of_summands(grid, dims, times):
     plain, scaled = (ViTKDLoss(*dims, alpha=0.1, beta=0.2, scaled=is_scaled).double() for is_scaled in (False, True))
     scaled.load_state_dict(plain.state_dict())
     inputs = features(grid, *dims)
@@ -68,7 +68,7 @@ def test_scaled_weights_are_the_papers_for_as_many_summands_as_there_are(grid, d
     )
 
 
-def test_scaled_weights_go_by_the_students_grid_to_which_the_teachers_is_resized():
+def test_scaled_weights_use_the_students_grid_to_which_the_teachers_is_resized():
     plain, scaled = (
         ViTKDLoss(4, 6, student_grid=(4, 4), teacher_grid=(8, 8), scaled=is_scaled).double() for is_scaled in (0, 1)
     )
@@ -89,7 +89,7 @@ def test_exactly_the_official_number_of_tokens_is_masked(tokens, ratio, masked):
 
 
 @pytest.mark.parametrize("old, new", [((16, 16), (14, 14)), ((6, 4), (3, 2)), ((3, 5), (4, 2))])
-def test_a_teacher_on_another_grid_is_resized_as_by_pillow(old, new):
+def test_a_teacher_on_another_grid_is_resized_like_pillow(old, new):
     loss = ViTKDLoss(4, 6, student_grid=new, teacher_grid=old).double()
     student, teacher, by_hand = features(new, 4, 6), features(old, 4, 6), {}
     for name in ("teacher_shallow", "teacher_deep"):
@@ -115,7 +115,7 @@ def test_the_default_noise_follows_torchs_seed():
     assert totals[0] == totals[1] != totals[2]
 
 
-def test_the_default_noise_masks_each_image_anew():
+def test_the_default_noise_masks_each_image_differently():
     loss, seen = ViTKDLoss(4, 4).double(), []
     torch.nn.init.constant_(loss.mask_token, 99)
     loss.generation.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -184,6 +184,6 @@ def test_the_convolutions_get_channels_last_images_without_a_copy():
     (lambda: nkd_loss(STUDENT, TEACHER, torch.rand(5)), "targets must be integer class indices"),
     (lambda: soft_cross_entropy(STUDENT, torch.zeros(5, dtype=torch.long)), "Convert class indices to one-hot"),
 ])  # fmt: skip
-def test_inputs_that_cannot_be_are_refused_with_what_was_found(make, message):
+def test_invalid_inputs_are_rejected_with_their_values(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -30,7 +30,7 @@ def random(*shape, seed=0, scale=1.0):
 
 
 @pytest.mark.parametrize("sums", [(1, 1), (0.3, 0.9)])
-def test_attention_is_its_twin_in_value_and_gradient_whatever_prefix_tokens_take(sums):
+def test_attention_matches_its_twins_value_and_gradient_for_any_prefix_attention(sums):
     student, teacher = ((part * random(3, 5, 5, seed=i).softmax(-1)).requires_grad_() for i, part in enumerate(sums))
     found = attention_loss(student, teacher)
     assert found.item() == pytest.approx(reference.attention(student, teacher), rel=1e-9)
@@ -43,7 +43,7 @@ def test_attention_is_its_twin_in_value_and_gradient_whatever_prefix_tokens_take
     assert attention_loss(torch.eye(4)[None], torch.eye(4)[None].roll(1, 2)).isfinite()
 
 
-def test_attention_compares_its_pairs_of_blocks_and_wants_one_grid():
+def test_attention_compares_pairs_of_blocks_and_needs_equal_grids():
     term, pair = AttentionTerm(weight=1, student_blocks=(0, -1), teacher_blocks=(2, 1)), PairInfo(6, 8, (2, 2), (2, 2))
     maps = [{number: random(3, 4, 4, seed=10 * i + number).softmax(-1) for number in (-1, 0, 1, 2)} for i in (1, 2)]
     found = Attention(term, pair)(*(Features(None, maps=each) for each in maps), None)["attention"]
@@ -66,7 +66,7 @@ LOGIT_CASES = {
 
 @DTYPES
 @pytest.mark.parametrize("name", LOGIT_CASES)
-def test_losses_of_logits_are_the_official_ones_in_value_and_gradient(name, dtype):
+def test_losses_of_logits_match_the_official_values_and_gradients(name, dtype):
     golden, (loss, keys, more) = case(name), LOGIT_CASES[name]
     student, teacher = (golden[f"{who}_logits_BK"].to(dtype) for who in ("student", "teacher"))
     inputs = [student.requires_grad_(), teacher.requires_grad_()]
@@ -83,7 +83,7 @@ def test_losses_of_logits_are_the_official_ones_in_value_and_gradient(name, dtyp
 
 @DTYPES
 @pytest.mark.parametrize("name", ["spectral0", "spectral1", "spectral2"])
-def test_spectral_is_the_official_one_in_value_and_gradient(name, dtype):
+def test_spectral_matches_the_official_value_and_gradient(name, dtype):
     golden = case(name)
     student, teacher = golden["student_LBDHW"].to(dtype).requires_grad_(), golden["teacher_LBDHW"].to(dtype)
     num_layers, _, width, *grid = student.shape
@@ -101,7 +101,7 @@ def test_spectral_is_the_official_one_in_value_and_gradient(name, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("name", ["relation0", "relation1"])
-def test_relations_are_the_official_ones_in_value_and_gradient(name, dtype):
+def test_relations_match_the_official_values_and_gradients(name, dtype):
     golden = {key: value.to(dtype) for key, value in case(name).items()}
     patches, pooled = (golden[f"student_{key}"].requires_grad_() for key in ("patches_BPD", "global_BD"))
     numbers = {"temperature": float(golden["temperature"])}
@@ -115,7 +115,7 @@ def test_relations_are_the_official_ones_in_value_and_gradient(name, dtype):
 
 
 @DTYPES
-def test_vkd_is_the_official_one_in_value_and_gradient(dtype):
+def test_vkd_matches_the_official_value_and_gradient(dtype):
     golden = {key: value.to(dtype) for key, value in case("vkd0").items()}
     tokens = golden["student_tokens_BND"].requires_grad_()
     projected = F.linear(tokens.mean(1), golden["projector_weight"])
@@ -144,7 +144,7 @@ def test_phi_s_has_the_official_covariance_up_to_the_signs_of_the_eigenvectors(n
 
 
 @pytest.mark.parametrize("dim", [2, 6, 24, 32])
-def test_phi_s_of_any_width_gives_all_channels_variance_1_by_a_rotation_and_one_scale(dim):
+def test_phi_s_of_any_width_gives_all_channels_unit_variance_by_a_rotation_and_one_scale(dim):
     features = random(500, dim) @ random(dim, dim, seed=1) + 3
     covariance = torch.cov(features.T)
     matrix = phi_s(covariance)
@@ -163,18 +163,18 @@ STUDENT, TEACHER, LABELS = random(5, 7, scale=3), random(5, 7, seed=1, scale=3),
     (lambda *a, **k: kd_loss(*a, standardize=True, **k), reference.standardized_kd, [], {"temperature": 3.0}),
     (vkd_loss, reference.vkd, [], {}),
 ])  # fmt: skip
-def test_losses_are_their_twins(loss, twin, others, numbers):
+def test_losses_match_their_twins(loss, twin, others, numbers):
     found = loss(STUDENT, TEACHER, *others, **numbers).item()
     assert found == pytest.approx(twin(STUDENT, TEACHER, *others, **numbers), rel=1e-10)
 
 
 @pytest.mark.parametrize("grid, widths", [((3, 4), (4, 4)), ((4, 3), (3, 7)), ((2, 5), (2, 6))])
-def test_spectral_is_its_twin(grid, widths):
+def test_spectral_matches_its_twin(grid, widths):
     tokens = [random(2, grid[0] * grid[1], width, seed=i) for i, width in enumerate(widths)]
     assert spectral_loss(*tokens, grid=grid).item() == pytest.approx(reference.spectral(*tokens, grid), rel=1e-10)
 
 
-def test_relations_are_their_twins_and_a_queues_empty_rows_do_not_count():
+def test_relations_match_their_twins_and_a_queues_empty_rows_do_not_count():
     own, other, queue = random(2, 5, 3), random(2, 5, 4, seed=1), random(6, 4, seed=2)
     found = local_relation_loss(own, other, temperature=0.2).item()
     assert found == pytest.approx(reference.relation_local(own, other, temperature=0.2), rel=1e-10)
@@ -185,7 +185,7 @@ def test_relations_are_their_twins_and_a_queues_empty_rows_do_not_count():
     assert found == pytest.approx(expected, rel=1e-10)
 
 
-def test_equal_logits_standardise_to_0_with_a_gradient_that_is_finite():
+def test_equal_logits_standardise_to_0_with_a_finite_gradient():
     student = torch.zeros(2, 5, requires_grad=True)
     loss = kd_loss(student, random(2, 5).float(), standardize=True)
     loss.backward()
@@ -213,13 +213,13 @@ def test_losses_of_extreme_logits_are_finite_under_bf16_autocast():
     (lambda: Relation(RelationTerm(weight=1), PairInfo(4, 4, (2, 2), (3, 3))), "losses.relation needs the same patch"),
     (lambda: SpectralTerm(student_blocks=(0,)).check_run(None), "spectral.teacher_blocks must have as many blocks"),
 ])  # fmt: skip
-def test_inputs_that_cannot_be_are_refused_with_what_was_found(make, message):
+def test_invalid_inputs_are_rejected_with_their_values(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("gamma, is_larger_where_sure", [(0.5, False), (2.0, True)])
-def test_wttm_weighs_an_unsure_teacher_more_below_gamma_1_and_a_sure_one_above(gamma, is_larger_where_sure):
+def test_wttm_weights_an_unsure_teacher_more_if_gamma_is_below_1_and_a_sure_one_if_above(gamma, is_larger_where_sure):
     student, weights = torch.randn(1, 5, generator=torch.Generator().manual_seed(0)), []
     for logits in ([[4.0, 0, 0, 0, 0]], [[0.5, 0, 0, 0, 0]]):
         teacher = torch.tensor(logits)

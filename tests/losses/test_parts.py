@@ -22,7 +22,7 @@ def features(dim, *, images=4, tokens=6, seed=0):
 
 
 @pytest.mark.parametrize("target", ["raw", "layer_norm", "standardize", "phi_s"])
-def test_feature_is_its_twin_for_every_target(target):
+def test_feature_matches_its_twin_for_every_target(target):
     torch.manual_seed(0)
     part = Feature(FeatureTerm(weight=1, target=target, calibration_batches=3), PAIR).double()
     own, other = features(6), features(8, seed=5)
@@ -66,7 +66,7 @@ def test_the_smaller_grid_is_interpolated_to_the_larger_one():
 
 
 @pytest.mark.parametrize("dims", [(4, 9), (9, 4), (5, 5)])
-def test_a_projector_is_orthogonal_whatever_its_parameter_is_and_learns(dims):
+def test_a_projector_is_orthogonal_for_any_parameter_and_learns(dims):
     torch.manual_seed(0)
     projector = OrthogonalProjector(*dims)
     smaller = min(dims)
@@ -122,14 +122,14 @@ def test_a_queue_keeps_the_newest_features_of_all_ranks_and_starts_empty():
     assert len(gathered) == 3 and part.num_seen == 24
 
 
-def test_each_target_is_calibrated_with_its_own_features():
+def test_each_target_is_calibrated_on_its_own_features():
     part, teacher = Feature(FeatureTerm(weight=1), PAIR), features(8)
     found = part.features_to_calibrate(teacher)
     for kind, values in (("pooled", teacher.pooled_BD), ("patches", teacher.final_BPD)):
         assert part.get_submodule(f"targets.{kind}") is part.targets[kind] and found[f"targets.{kind}"] is values
 
 
-def test_more_images_than_the_queue_holds_leave_the_newest():
+def test_a_queue_given_too_many_images_keeps_the_newest():
     part = Relation(RelationTerm(weight=1, queue=3), PairInfo(4, 6, (2, 2), (2, 2)))
     teacher = random(5, 6).float()
     part._remember(teacher)
@@ -149,7 +149,7 @@ def test_a_channel_that_never_varied_stays_small():
 
 
 @pytest.mark.parametrize("order, doublings", [(1, 1), (1, 8), (12, 1), (12, 2), (12, 32), (12, 64)])
-def test_hadamards_matrices_have_entries_of_one_size_and_orthogonal_rows(order, doublings):
+def test_hadamard_matrices_have_equal_absolute_entries_and_orthogonal_rows(order, doublings):
     matrix, dim = hadamard(order, doublings), order * doublings
     assert matrix.shape == (dim, dim) and (matrix.abs() == 1).all()
     assert torch.equal(matrix @ matrix.T, dim * torch.eye(dim, dtype=torch.float64))
@@ -158,7 +158,7 @@ def test_hadamards_matrices_have_entries_of_one_size_and_orthogonal_rows(order, 
         torch.testing.assert_close(rotation.abs(), torch.ones_like(rotation))
 
 
-def test_the_weight_is_the_product_of_the_reflections_that_torchs_own_makes():
+def test_the_weight_is_the_same_product_of_reflections_as_torchs():
     torch.manual_seed(0)
     for dims in ((5, 9), (9, 5), (7, 7)):
         projector = OrthogonalProjector(*dims).double()
@@ -167,7 +167,7 @@ def test_the_weight_is_the_product_of_the_reflections_that_torchs_own_makes():
         torch.testing.assert_close(projector.weight(), columns if dims[1] >= dims[0] else columns.T)
 
 
-def test_factors_of_two_terms_are_those_of_the_hand_case_and_of_the_twin():
+def test_factors_of_two_terms_match_a_case_by_hand_and_the_twin():
     balance = Balance(2)
     first = balance(torch.tensor([2.0, 2.0]))
     assert first.tolist() == [1, 1] and balance.w_T.tolist() == [0, 0], "equal terms stay equal"
@@ -182,7 +182,7 @@ def test_factors_of_two_terms_are_those_of_the_hand_case_and_of_the_twin():
         assert factors == pytest.approx(twin, rel=1e-6) and sum(factors) == pytest.approx(3)
 
 
-def test_ranks_of_different_values_share_their_factors():
+def test_ranks_with_different_values_have_the_same_factors():
     seen = []
 
     def gather(values):
@@ -217,7 +217,7 @@ def test_features_that_never_vary_lose_their_mean_and_stay_finite(kind):
     [1.0] * 5, [0.0] * 5, [0.0, 0.0, 0.0, 0.0, 3.0], [1e-30, 1.0, 2.0, 1e6, 1e6], [0.1, 0.1, 0.1 + 1e-16, 0.1, 0.1],
     [7.0], [0.0] * 8,
 ])  # fmt: skip
-def test_variances_become_equal_by_a_rotation_also_where_some_or_all_are_equal_or_zero(values):
+def test_a_rotation_equalises_variances_even_if_some_or_all_are_equal_or_zero(values):
     values_D = torch.tensor(values, dtype=torch.float64)
     rotation_DD = equal_variances(values_D)
     eye = torch.eye(len(values), dtype=torch.float64)

@@ -2,18 +2,16 @@
 
 MIXING = "train/test_mixing.py::"
 MIX_KEYS = f"{MIXING}test_a_step_is_mixed_by_its_own_key_with_the_settings_of_the_run"
-PARTNERS = f"{MIXING}test_a_micro_batch_is_mixed_with_the_partners_of_its_targets"
-TIMM = f"{MIXING}test_a_micro_batch_is_mixed_as_by_timm"
-ELEMENT = f"{MIXING}test_element_mode_mixes_each_target_as_its_pixels"
+PARTNERS = f"{MIXING}test_images_and_targets_are_mixed_with_the_same_partners"
+TIMM = f"{MIXING}test_a_micro_batch_is_mixed_like_timms"
+ELEMENT = f"{MIXING}test_element_mode_mixes_each_target_like_its_pixels"
 OTHERS = "data/augment/test_augmenter.py::test_another_seed_epoch_repeat_or_image_gives_another_result"
-EVERYTHING = (
-    "data/augment/test_augmenter.py::test_everything_equals_what_the_torchvision_backend_does_and_meets_every_operation"
-)
+EVERYTHING = "data/augment/test_augmenter.py::test_every_operation_occurs_and_equals_the_torchvision_backend"
 POLICY = "data/augment/test_policy.py::"
-ARGUMENTS = f"{POLICY}test_arguments_are_distributed_as_timms"
+ARGUMENTS = f"{POLICY}test_arguments_have_timms_distribution"
 LEVELS = f"{POLICY}test_level_functions_equal_timms_at_every_magnitude_and_sign"
-FRACTION = "data/test_subset.py::test_a_fraction_is_of_each_class_the_same_at_each_seed_and_inside_a_larger_one"
-SKIPPED = "data/test_bad_images.py::test_skip_puts_the_next_image_that_decodes_in_its_place_and_counts"
+FRACTION = "data/test_subset.py::test_a_fraction_is_per_class_independent_of_the_seed_and_inside_a_larger_one"
+SKIPPED = "data/test_bad_images.py::test_skip_substitutes_the_next_decodable_image_and_counts"
 
 MISTAKES = {
     "train/mixing.py": {
@@ -30,14 +28,14 @@ MISTAKES = {
         },
         "smooth_targets": {
             "1 - label_smoothing + floor => 1 - label_smoothing": (
-                f"{MIXING}test_with_both_off_images_keep_their_values_and_targets_are_smoothed_as_by_timm"
+                f"{MIXING}test_without_mixing_images_keep_their_values_and_targets_are_smoothed_like_timms"
             ),
         },
         "_draw": {
             "lam[i] = 1 - (bottom - top) * (right - left) / (height * width)"
             " => _ = 1 - (bottom - top) * (right - left) / (height * width)": PARTNERS,
             "rng.permutation(num_images) => np.arange(num_images)[::-1]": (
-                f"{MIXING}test_mixing_is_a_function_of_the_generator_with_the_numbers_that_were_noted_down"
+                f"{MIXING}test_mixing_depends_only_on_the_generator_and_gives_the_recorded_numbers"
             ),
             "num_images if mix_mode == 'element' else 1 => num_images": TIMM,
         },
@@ -54,7 +52,7 @@ MISTAKES = {
             "own_BCHW[place] = pasted_BCHW[partner] => own_BCHW[partner] = pasted_BCHW[place]": PARTNERS,
         },
         "_mixup": {
-            "copy=True =>": f"{MIXING}test_targets_sum_to_one_the_input_is_not_altered_and_its_memory_format_is_kept",
+            "copy=True =>": f"{MIXING}test_targets_sum_to_one_and_the_input_and_its_memory_format_are_kept",
         },
     },
     "data/augment/augmenter.py": {
@@ -64,13 +62,13 @@ MISTAKES = {
         },
         "Augmenter._layers": {
             "self._config.interpolation => 'random'": (
-                "data/augment/test_augmenter.py::test_the_interpolation_of_the_settings_is_drawn"
+                "data/augment/test_augmenter.py::test_the_interpolation_is_chosen_from_the_settings"
             ),
             "layers.append(drawn.draw_three_augment(keys_B)) => layers.insert(0, drawn.draw_three_augment(keys_B))": (
-                "data/augment/test_augmenter.py::test_layers_follow_each_other_as_the_settings_list_them"
+                "data/augment/test_augmenter.py::test_layers_follow_the_order_of_the_settings"
             ),
             "layers += drawn.draw_color_jitter(...) => layers[:0] = drawn.draw_color_jitter(...)": (
-                "data/augment/test_augmenter.py::test_layers_follow_each_other_as_the_settings_list_them"
+                "data/augment/test_augmenter.py::test_layers_follow_the_order_of_the_settings"
             ),
         },
         "Augmenter.__init__": {
@@ -80,7 +78,7 @@ MISTAKES = {
         },
         "Augmenter.has_work": {
             "... or config.color_jitter or config.random_erasing => ... or config.color_jitter": (
-                "data/augment/test_augmenter.py::test_whether_there_is_work"
+                "data/augment/test_augmenter.py::test_an_augmenter_knows_whether_it_has_work"
             ),
         },
     },
@@ -101,7 +99,7 @@ MISTAKES = {
         },
         "": {
             "RAND_AUGMENT_DRAWS + MAX_LAYERS * DRAWS_PER_LAYER => RAND_AUGMENT_DRAWS": (
-                f"{POLICY}test_no_two_purposes_share_a_draw"
+                f"{POLICY}test_no_two_purposes_share_a_random_draw"
             ),
         },
         "draw_three_augment": {
@@ -111,31 +109,30 @@ MISTAKES = {
         },
         "draw_color_jitter": {
             "1 - strength + 2 * strength * uniform(keys_B, draw) => 1 + strength * uniform(keys_B, draw)": (
-                f"{POLICY}test_color_jitter_gives_each_image_all_three_in_one_of_six_orders"
+                f"{POLICY}test_color_jitter_applies_all_three_operations_in_one_of_six_orders"
             ),
         },
         "draw_rectangles": {
             "LOG_ASPECT * (2 * uniform(keys_B, first + 1) - 1) => 0 * (2 * uniform(keys_B, first + 1) - 1)": (
-                f"{POLICY}test_rectangles_are_distributed_as_timms_and_stay_in_the_image"
+                f"{POLICY}test_rectangles_have_timms_distribution_and_stay_in_the_image"
             ),
         },
     },
     "data/bad_images.py": {
         "handle_bad_images": {
             "labels_B[i] = PADDING_LABEL => pass": (
-                "data/test_bad_images.py::"
-                "test_skip_leaves_the_image_out_in_validation_and_gives_up_when_nothing_decodes"
+                "data/test_bad_images.py::test_skip_drops_the_image_in_validation_and_gives_up_if_nothing_decodes"
             ),
         },
         "_next_image": {
             "other['index'] => sample['index']": SKIPPED,
-            "place + step => place + step + 1": "data/test_bad_images.py::test_the_very_next_image_takes_the_place",
+            "place + step => place + step + 1": "data/test_bad_images.py::test_the_substitute_is_the_very_next_image",
         },
     },
     "data/subset.py": {
         "use_part": {
             "split == 'train' => False": (
-                "data/test_subset.py::test_classes_are_numbered_by_their_list_in_both_splits_and_counted"
+                "data/test_subset.py::test_classes_are_numbered_by_their_list_in_both_splits"
             ),
         },
         "_part_of_each_class": {
@@ -145,14 +142,14 @@ MISTAKES = {
             "split == 'train' => True": FRACTION,
             "np.intersect1d(chosen, _read_indices(data.indices, len(labels)))"
             " => _read_indices(data.indices, len(labels))": (
-                "data/test_subset.py::test_what_is_chosen_is_the_meet_of_all_three"
+                "data/test_subset.py::test_the_subset_is_the_intersection_of_all_three_settings"
             ),
         },
     },
     "data/normalize.py": {
         "build_normalizer": {
             "255 * std_3 => 256 * std_3": (
-                "data/test_normalize.py::test_images_are_those_of_trainings_own_normalisation_padding_rows_too"
+                "data/test_normalize.py::test_images_match_trainings_own_normalisation_including_padding_rows"
             ),
         },
     },

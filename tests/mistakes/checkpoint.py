@@ -8,19 +8,19 @@ FOLDER = "checkpoint/test_folder.py::test_"
 BEGUN = "train/test_introduction.py::test_"
 SAVE = "checkpoint/test_save.py::test_"
 ON_DISK = f"{FILES}bytes_are_on_the_disk_before_the_name_appears"
-ORDER = f"{SAVE}a_checkpoint_is_on_the_disk_before_it_has_its_name_and_named_before_latest_names_it"
+ORDER = f"{SAVE}a_checkpoint_is_on_disk_before_it_is_renamed_and_renamed_before_latest_points_to_it"
 CHECKED = f"{SAVE}a_job_that_lost_its_lock_publishes_nothing"
-DAMAGE = f"{LOAD}damage_is_named_and_the_next_older_one_taken"
+DAMAGE = f"{LOAD}damage_is_named_and_the_next_older_checkpoint_is_loaded"
 IDENTITY = "train/test_identity.py::test_"
-OLDER = f"{LOAD}a_newer_one_of_a_time_line_that_was_left_is_not_taken_for_a_damaged_one"
-TAKEN = f"{LOAD}a_named_checkpoint_is_taken_else_latest_and_not_a_newer_one_of_a_time_line_that_was_left"
-ONCE = f"{LOAD}another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on"
-FREE = f"{FOLDER}what_is_learned_is_not_free"
-MAY_NOT = f"{FOLDER}settings_that_change_what_is_learned_may_not_change"
-IMAGES = f"{FOLDER}a_finished_run_knows_its_images_whatever_they_are_called"
-CHANGED = f"{LOCK}a_lock_that_somebody_changes_is_written_again_and_a_second_job_is_refused"
-BEATS = f"{LOCK}a_job_of_another_host_lives_as_long_as_its_heart_beats"
-TURNED = "checkpoint/test_save.py::test_a_run_that_turns_back_has_the_best_of_before"
+OLDER = f"{LOAD}a_newer_checkpoint_of_an_abandoned_continuation_does_not_count_as_damaged"
+TAKEN = f"{LOAD}a_named_checkpoint_is_loaded_or_else_latest_but_no_abandoned_newer_one"
+ONCE = f"{LOAD}another_runs_checkpoint_is_used_once_and_then_this_runs_own"
+FREE = f"{FOLDER}settings_that_affect_learning_are_not_changeable"
+MAY_NOT = f"{FOLDER}settings_that_affect_learning_must_not_change"
+IMAGES = f"{FOLDER}a_finished_run_recognises_its_images_under_any_path"
+CHANGED = f"{LOCK}a_lock_changed_by_others_is_rewritten_and_a_second_job_is_rejected"
+BEATS = f"{LOCK}a_job_on_another_host_counts_as_running_while_its_heartbeats_arrive"
+TURNED = "checkpoint/test_save.py::test_a_run_resumed_from_an_older_checkpoint_has_the_best_known_then"
 
 MISTAKES = {
     "checkpoint/files.py": {
@@ -28,7 +28,7 @@ MISTAKES = {
             "os.fsync(self.file.fileno()) => pass": ON_DISK,
             "self.file.flush() =>": ON_DISK,
             "self.error is not None => False": (
-                f"{FILES}a_write_that_the_disk_refuses_is_raised_at_the_end_and_not_through_the_writer"
+                f"{FILES}a_failed_write_is_raised_at_the_end_and_not_inside_the_writer"
             ),
         },
         "write_whole": {
@@ -57,9 +57,7 @@ MISTAKES = {
             "(found := path.stat().st_size) != entry['bytes'] => (found := path.stat().st_size) < 0": DAMAGE,
         },
         "check_files": {
-            "by_size[part::num_parts] => by_size[part:1]": (
-                f"{LOAD}each_of_several_checkers_finds_what_is_damaged_in_its_part"
-            ),
+            "by_size[part::num_parts] => by_size[part:1]": (f"{LOAD}each_checker_finds_the_damage_in_its_share"),
         },
         "write_manifest": {
             "sync_folder(folder) =>": ORDER,
@@ -69,31 +67,26 @@ MISTAKES = {
         "Saver.begin.point": {
             "start.manifest['train_state']['best_step'] => start.manifest['train_state']['step']": TURNED,
             "(self.folder / 'best').unlink(missing_ok=True) => pass": TURNED,
-            "start.is_named => False": (
-                f"{LOAD}a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goes_on"
-            ),
+            "start.is_named => False": (f"{LOAD}a_runs_own_named_checkpoint_is_used_once_and_then_its_newest"),
         },
         "Saver.save": {
             "_failures_on_main(self.check) or self._write(engine, state, part)"
             " => self._write(engine, state, part)": CHECKED,
             "is_last_chance or self.num_failures >= self.config.max_failures"
             " => self.num_failures >= self.config.max_failures": (
-                f"{SAVE}a_failure_at_the_last_chance_ends_the_run_and_others_do_only_in_a_row"
+                f"{SAVE}a_failed_last_save_ends_the_run_and_earlier_ones_only_in_a_row"
             ),
             "self.num_failures >= self.config.max_failures => self.num_failures > self.config.max_failures": (
-                f"{SAVE}a_failure_at_the_last_chance_ends_the_run_and_others_do_only_in_a_row"
+                f"{SAVE}a_failed_last_save_ends_the_run_and_earlier_ones_only_in_a_row"
             ),
-            "self.num_failures = 0 => pass": (
-                f"{SAVE}a_failure_at_the_last_chance_ends_the_run_and_others_do_only_in_a_row"
-            ),
-            "self.saved_step = state.step => pass": (f"{SAVE}an_evaluation_follows_into_its_own_checkpoint"),
+            "self.num_failures = 0 => pass": (f"{SAVE}a_failed_last_save_ends_the_run_and_earlier_ones_only_in_a_row"),
+            "self.saved_step = state.step => pass": (f"{SAVE}an_evaluation_is_added_to_its_own_checkpoint"),
         },
         "_failures_on_main.attempt": {
             "raise => return ['']": CHECKED,
             "try:\n    function()\nexcept LockLost:\n    ...\nexcept Exception as error:\n    ..."
             " => try:\n    function()\nexcept LockLost:\n    ...\nexcept KeyError as error:\n    ...": (
-                "checkpoint/test_save.py::"
-                "test_a_lock_that_cannot_be_read_for_a_moment_costs_a_checkpoint_and_not_the_run"
+                "checkpoint/test_save.py::test_a_briefly_unreadable_lock_costs_a_checkpoint_but_not_the_run"
             ),
         },
         "Saver._publish": {
@@ -112,7 +105,7 @@ MISTAKES = {
         },
         "Saver.note": {
             "self.saved_step == state.step and (failures := _failures_on_main(renew))"
-            " => (failures := _failures_on_main(renew))": (f"{SAVE}an_evaluation_follows_into_its_own_checkpoint"),
+            " => (failures := _failures_on_main(renew))": (f"{SAVE}an_evaluation_is_added_to_its_own_checkpoint"),
         },
         "_delete_old": {
             "[tag for tag in tags(folder) if tag <= latest][:keep_last]"
@@ -129,9 +122,9 @@ MISTAKES = {
     },
     "checkpoint/load.py": {
         "restore": {
-            "engine.load(start.path) => pass": f"{LOAD}the_best_of_another_run_is_not_this_runs",
-            "start.is_own => True": f"{LOAD}the_best_of_another_run_is_not_this_runs",
-            "best_top1=-1.0 =>": f"{LOAD}the_best_of_another_run_is_not_this_runs",
+            "engine.load(start.path) => pass": f"{LOAD}another_runs_best_result_is_not_inherited",
+            "start.is_own => True": f"{LOAD}another_runs_best_result_is_not_inherited",
+            "best_top1=-1.0 =>": f"{LOAD}another_runs_best_result_is_not_inherited",
         },
         "newest_whole": {
             "tag < start.tag => tag != start.tag": OLDER,
@@ -142,7 +135,7 @@ MISTAKES = {
             "resume == 'auto' or (latest and _has_begun_with(path, workdir)) => resume == 'auto'": ONCE,
             "Start(own, tag, is_own=True, is_named=True) => Start(own, tag, is_own=True, is_named=False)": TAKEN,
             "if not tag:\n    ... => if not tag:\n    return None\n    ...": (
-                f"{LOAD}a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goes_on"
+                f"{LOAD}a_runs_own_named_checkpoint_is_used_once_and_then_its_newest"
             ),
         },
     },
@@ -156,34 +149,36 @@ MISTAKES = {
         "check_settings": {
             "before.get(key) != now.get(key) and key not in free"
             " => before.get(key) != now.get(key) and False and (key not in free)": MAY_NOT,
-            "LENGTH if run.extend else () => LENGTH": f"{FOLDER}a_longer_run_must_be_asked_for",
+            "LENGTH if run.extend else () => LENGTH": f"{FOLDER}a_longer_run_needs_an_explicit_option",
         },
         "_check_images": {
             "stored.get(split) != fingerprint_of(run.data, split) => False": IMAGES,
         },
         "is_finished": {
             "run.resume == 'none' or not (workdir / DONE).exists() => not (workdir / DONE).exists()": (
-                f"{FOLDER}a_finished_folder_is_one_with_done_unless_all_begins_anew"
+                f"{FOLDER}a_folder_with_done_is_finished_unless_the_run_starts_over"
             ),
         },
     },
     "train/identity.py": {
         "check_identity": {
             "[start.manifest['train_state']['data'], content] => [identity['inputs']['data.train'][0], content]": (
-                f"{IDENTITY}a_checkpoint_of_an_earlier_version_needs_the_config_beside_it_and_the_same_training_images"
+                f"{IDENTITY}an_earlier_versions_checkpoint_needs_its_config_and_the_same_training_images"
             ),
             "settings.get(key) != value and key not in free => key not in free and False": (
-                f"{IDENTITY}settings_and_inputs_must_be_those_of_the_checkpoint"
+                f"{IDENTITY}settings_and_inputs_must_match_the_checkpoint"
             ),
         },
     },
     "train/introduction.py": {
         "describe_run": {
-            "(folder / DONE).unlink(missing_ok=True) => pass": f"{BEGUN}config_json_says_what_was_run_by_what",
+            "(folder / DONE).unlink(missing_ok=True) => pass": (
+                f"{BEGUN}config_json_records_the_run_its_starts_and_its_models"
+            ),
         },
         "_history": {
             "before['plan']['total_steps'] < total_steps => before['plan']['total_steps'] <= total_steps": (
-                f"{BEGUN}config_json_keeps_the_steps_at_which_a_run_was_made_longer"
+                f"{BEGUN}config_json_keeps_the_steps_at_which_a_run_was_extended"
             ),
         },
     },
@@ -199,47 +194,45 @@ MISTAKES = {
         },
         "is_former_self": {
             "int(starts[0]) < int(starts[1]) => False": (
-                f"{HOLDER}only_a_later_start_that_slurm_has_confirmed_takes_over_from_its_former_self"
+                f"{HOLDER}only_a_later_start_confirmed_by_slurm_takes_over_from_an_earlier_start"
             ),
         },
     },
     "checkpoint/lock.py": {
         "RunLock._beat": {
-            "os.utime(self.path) => pass": f"{LOCK}the_holders_heart_beats_and_it_ends_when_it_lost_the_lock",
-            "os._exit(1) => return": f"{LOCK}the_holders_heart_beats_and_it_ends_when_it_lost_the_lock",
+            "os.utime(self.path) => pass": f"{LOCK}the_holder_sends_heartbeats_and_ends_once_it_has_lost_the_lock",
+            "os._exit(1) => return": f"{LOCK}the_holder_sends_heartbeats_and_ends_once_it_has_lost_the_lock",
         },
         "RunLock.check": {
             "found and found['token'] != self.me['token'] => False": (
-                f"{LOCK}the_requeue_of_a_job_does_not_wait_for_its_former_self"
+                f"{LOCK}a_requeued_job_does_not_wait_for_its_earlier_start"
             ),
             "not found or found is UNKNOWN => not found": CHANGED,
         },
         "_create": {
-            "'x' => 'w'": f"{LOCK}of_many_jobs_one_takes_over",
+            "'x' => 'w'": f"{LOCK}only_one_of_many_jobs_takes_over",
         },
         "RunLock._try": {
-            "if not self._changes(claim, self.stale_s):\n    ... => pass": (
-                f"{LOCK}a_claim_that_a_dead_job_left_does_not_stay"
-            ),
+            "if not self._changes(claim, self.stale_s):\n    ... => pass": (f"{LOCK}a_dead_jobs_claim_is_removed"),
             "_read(self.path).get('token') != holder['token'] => False": (
                 f"{LOCK}a_lock_that_changes_hands_during_a_takeover_is_left_alone"
             ),
-            "not self._changes(claim, self.stale_s) => True": (f"{LOCK}a_claim_of_a_job_that_lives_is_left_alone"),
+            "not self._changes(claim, self.stale_s) => True": (f"{LOCK}a_running_jobs_claim_is_left_alone"),
         },
         "RunLock._changes": {
             "_heartbeat(path) != seen => False": BEATS,
         },
         "RunLock.release": {
             "_read(self.path).get('token') == self.me['token'] => True": (
-                f"{LOCK}the_requeue_of_a_job_does_not_wait_for_its_former_self"
+                f"{LOCK}a_requeued_job_does_not_wait_for_its_earlier_start"
             ),
             "self.made_folder and (not any(self.path.parent.iterdir())) => not any(self.path.parent.iterdir())": (
-                f"{LOCK}a_second_job_is_refused_and_told_who_has_it"
+                f"{LOCK}a_second_job_is_rejected_and_told_who_holds_the_lock"
             ),
         },
         "_read": {
             "re.fullmatch('\\\\w{1,64}', found['token']) => re.fullmatch('.{1,64}', found['token'])": (
-                f"{LOCK}a_damaged_lock_does_not_block_and_is_not_waited_for_in_vain_or_busily"
+                f"{LOCK}a_damaged_lock_neither_blocks_nor_causes_a_needless_or_busy_wait"
             ),
         },
     },

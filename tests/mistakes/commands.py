@@ -3,28 +3,28 @@
 DOCTOR = "commands/test_doctor.py::test_"
 PREDICT = "commands/plan/test_predict.py::test_"
 ONE = f"{PREDICT}one_gpu_by_hand"
-TWO = f"{PREDICT}two_gpus_of_a_node_by_hand_and_a_compiled_student_hides_nothing"
+TWO = f"{PREDICT}two_gpus_on_a_node_by_hand_and_a_compiled_student_overlaps_nothing"
 NODES = f"{PREDICT}two_nodes_of_four_by_hand"
-EACH = f"{PREDICT}each_micro_batch_sends_its_gradients_and_ranks_share_the_way_from_cpu_memory"
+EACH = f"{PREDICT}each_micro_batch_sends_gradients_and_ranks_share_the_cpu_memory_link"
 MEMORY = f"{PREDICT}memory_by_hand"
-MERGED = f"{DOCTOR}bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone"
+MERGED = f"{DOCTOR}failures_appear_once_with_their_nodes_and_successes_only_from_rank_0"
 SEEDS = "commands/compare/test_seeds.py"
 REPORT = "commands/report/test_report.py::test_"
 EXAMPLES = "commands/report/test_examples.py::test_"
 FACTS = "commands/report/test_facts.py::test_"
 CLASSES = "commands/report/test_classes.py::test_"
-SLOW_COUNT = f"{CLASSES}classes_are_counted_as_a_slow_count_does"
-COPIED = f"{PREDICT}the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes"
-OTHERS = "commands/plan/test_inputs.py::test_other_terms_of_tokens_are_charged_for_as_they_are_counted"
+SLOW_COUNT = f"{CLASSES}class_counts_match_a_slow_count"
+COPIED = f"{PREDICT}the_output_gives_bytes_moved_from_cpu_memory_and_a_shortened_runs_duration"
+OTHERS = "commands/plan/test_inputs.py::test_other_token_terms_cost_as_much_as_counted"
 
 PARTS = "commands/pack/test_parts.py::test_"
-DAMAGED = f"{PARTS}images_that_an_ended_run_left_damaged_are_found_and_packed_again"
+DAMAGED = f"{PARTS}damaged_images_of_a_stopped_run_are_detected_and_packed_again"
 
 MISTAKES = {
     "commands/pack/parts.py": {
         "Layout.place": {
             "self._position + size > self._end => self._position + size > self._end + size": (
-                "commands/pack/test_pack.py::test_more_images_than_fit_into_a_page_lie_in_several"
+                "commands/pack/test_pack.py::test_images_that_exceed_a_page_are_stored_in_several"
             ),
             "-(-self._next_page // count) * count => self._next_page": (
                 "commands/pack/test_pack.py::test_a_raw_image_larger_than_ffcvs_page_gets_a_larger_page"
@@ -32,26 +32,26 @@ MISTAKES = {
         },
         "Unfinished.read_part": {
             "len(rows) == len(self.places(number)) => True": (
-                f"{PARTS}a_part_without_a_whole_list_is_packed_again_and_what_lies_behind_it_too"
+                f"{PARTS}a_part_with_a_missing_or_damaged_list_and_all_data_after_it_are_packed_again"
             ),
             "part.records['size'].sum() <= num_bytes => True": DAMAGED,
         },
         "Unfinished.sync": {
-            "content.unlink() => pass": f"{PARTS}a_pack_takes_little_more_than_the_space_of_the_file",
+            "content.unlink() => pass": f"{PARTS}packing_needs_little_more_space_than_the_file",
         },
         "Unfinished.forget": {
             "self._list_path(number).unlink(missing_ok=True) => pass": DAMAGED,
         },
         "open_unfinished": {
             "_check_settings(folder, settings) => None": (
-                f"{PARTS}other_settings_and_damaged_ones_are_rejected_and_what_is_there_can_be_thrown_away"
+                f"{PARTS}other_or_damaged_settings_are_rejected_and_existing_parts_can_be_discarded"
             ),
         },
     },
     "commands/pack/writer.py": {
         "store_images": {
             "packing.skip_bad or not part.bad => True": (
-                "commands/pack/test_bad_pack.py::test_an_image_that_was_bad_is_tried_again_without_skip_bad"
+                "commands/pack/test_bad_pack.py::test_without_skip_bad_a_bad_image_is_retried"
             ),
         },
     },
@@ -126,32 +126,30 @@ MISTAKES = {
         },
         "unequal": {
             "value != values[0] => value == values[0] and rank": (
-                "commands/test_doctor_ranks.py::test_another_package_on_one_rank_is_found_on_all"
+                "commands/test_doctor_ranks.py::test_a_different_package_on_one_rank_is_detected_on_all"
             ),
         },
     },
     "commands/doctor/machine.py": {
         "least_sum_gb_s": {
-            "num_nodes > 1 => 0": f"{DOCTOR}a_sum_over_ranks_is_judged_by_what_the_devices_can_do",
+            "num_nodes > 1 => 0": f"{DOCTOR}all_reduce_speed_is_judged_by_the_devices_capability",
         },
         "check_versions": {
             "[versions[name] for versions in everywhere] => [here.get(name)]": (
-                "commands/test_doctor_ranks.py::test_another_package_on_one_rank_is_found_on_all"
+                "commands/test_doctor_ranks.py::test_a_different_package_on_one_rank_is_detected_on_all"
             ),
         },
         "build_locks_row": {
             "time.time() - path.stat().st_mtime > STALE_S => time.time() - path.stat().st_mtime > 0": (
-                f"{DOCTOR}a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not"
+                f"{DOCTOR}only_a_killed_builds_lock_is_reported"
             ),
-            "('*/lock', '*/*/lock') => ('*/lock',)": (
-                f"{DOCTOR}a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not"
-            ),
+            "('*/lock', '*/*/lock') => ('*/lock',)": (f"{DOCTOR}only_a_killed_builds_lock_is_reported"),
         },
     },
     "commands/doctor/data.py": {
         "same_row": {
             "ranks.from_all(loader.fingerprint) => [loader.fingerprint]": (
-                "commands/test_doctor_ranks.py::test_another_file_on_one_rank_is_found_on_all"
+                "commands/test_doctor_ranks.py::test_a_different_file_on_one_rank_is_detected_on_all"
             ),
         },
     },
@@ -162,9 +160,9 @@ MISTAKES = {
             ),
         },
         "run_row": {
-            "is_finished(run) => False": f"{DOCTOR}a_finished_folder_and_one_of_other_settings_are_seen",
+            "is_finished(run) => False": f"{DOCTOR}a_finished_folder_and_one_with_other_settings_are_reported",
             "check_settings(run, start.config if start else None) =>": (
-                f"{DOCTOR}a_finished_folder_and_one_of_other_settings_are_seen"
+                f"{DOCTOR}a_finished_folder_and_one_with_other_settings_are_reported"
             ),
         },
     },
@@ -179,7 +177,7 @@ MISTAKES = {
         },
         "difference": {
             "100 * (gained - lost) / len(right) => 100 * (lost - gained) / len(right)": (
-                f"{CLASSES}the_classes_that_gained_and_lost_most_are_those_against_the_other_run"
+                f"{CLASSES}largest_class_gains_and_losses_are_relative_to_the_other_run"
             ),
         },
     },

@@ -1,12 +1,12 @@
 """Mistakes in vitkd_ds/config."""
 
-BOUNDS = "config/test_part.py::test_values_at_a_bound_are_taken_and_beside_it_refused"
-CHECKED = "config/test_part.py::test_a_part_is_checked_when_it_is_made_and_when_it_is_replaced"
+BOUNDS = "config/test_part.py::test_values_at_a_limit_are_accepted_and_just_outside_rejected"
+CHECKED = "config/test_part.py::test_settings_are_checked_on_creation_and_replacement"
 WORDS = "config/test_part.py::test_words_and_limits_come_from_the_annotation"
-MAPPING = "config/test_part.py::test_a_mapping_of_parts_is_addressed_extended_and_listed"
-NEEDS = "config/test_losses.py::test_what_the_active_terms_compare_is_joined_and_the_others_do_not_count"
+MAPPING = "config/test_part.py::test_a_mapping_of_settings_is_addressed_extended_and_listed"
+NEEDS = "config/test_losses.py::test_inputs_of_active_terms_are_combined_and_inactive_terms_do_not_count"
 RUN_FOLDER = "config/test_run_folder.py::test_"
-REFUSED = "test_cli.py::test_what_cannot_be_is_refused_with_key_and_value"
+REFUSED = "test_cli.py::test_invalid_options_are_rejected_with_key_and_value"
 TEACHERS = "config/test_teachers.py::test_"
 
 MISTAKES = {
@@ -21,7 +21,7 @@ MISTAKES = {
         },
         "_number": {
             "value if type(value) is int else number => number": (
-                "config/test_part.py::test_a_whole_number_stays_one_where_any_number_may_be"
+                "config/test_part.py::test_an_integer_stays_an_integer_in_a_float_field"
             ),
         },
     },
@@ -65,7 +65,7 @@ MISTAKES = {
         "ViTKDTerm.needs": {
             "...(**..., student_blocks=self.blocks, teacher_blocks=self.blocks)"
             " => ...(**..., student_blocks=(0, 1), teacher_blocks=(0, 1))": (
-                "config/test_overrides.py::test_the_blocks_of_vitkd_are_tapped_and_none_where_it_is_off"
+                "config/test_overrides.py::test_blocks_are_tapped_only_if_vitkd_is_on"
             ),
         },
         "SpectralTerm.needs": {
@@ -79,7 +79,7 @@ MISTAKES = {
         },
         "DKDTerm.check_run": {
             "('mixup_alpha', 'cutmix_alpha') => ('mixup_alpha',)": (
-                "config/test_losses.py::test_a_loss_of_one_label_an_image_is_refused_with_mixing"
+                "config/test_losses.py::test_a_loss_with_one_label_per_image_is_rejected_with_mixing"
             ),
         },
     },
@@ -95,12 +95,12 @@ MISTAKES = {
     "config/teachers.py": {
         "teacher_of": {
             "term.teacher == USUAL and len(names) == 1 => len(names) == 1": (
-                f"{TEACHERS}what_does_not_fit_is_said_with_the_teachers_name"
+                f"{TEACHERS}errors_name_the_teacher_that_does_not_fit"
             ),
         },
         "stored": {
             "values.keys() <= {USUAL} => len(values) <= 1": (
-                f"{TEACHERS}the_usual_teacher_alone_is_stored_as_by_earlier_versions"
+                f"{TEACHERS}a_single_default_teacher_is_stored_as_in_earlier_versions"
             ),
         },
     },
@@ -110,9 +110,7 @@ MISTAKES = {
         },
         "_check_teacher": {
             "teacher.fp8 and teacher.placement != 'replica' => False": REFUSED,
-            "teacher.keep_tokens and comparing => False": (
-                "models/test_selection.py::test_terms_of_tokens_are_refused"
-            ),
+            "teacher.keep_tokens and comparing => False": ("models/test_selection.py::test_token_terms_are_rejected"),
             "teacher.checkpoint == 'random' and (not run.debug) => False": REFUSED,
         },
         "_check_rate": {
@@ -137,28 +135,26 @@ MISTAKES = {
     "config/reading.py": {
         "patiently.retrying": {
             "error.errno in NOT_THERE or isinstance(error, Unreadable) => isinstance(error, Unreadable)": (
-                "config/test_reading.py::test_what_is_no_file_is_said_at_once_and_brackets_without_end_are_no_json"
+                "config/test_reading.py::test_a_missing_file_is_reported_at_once_and_endless_brackets_are_not_json"
             ),
             "(*WAITS_S, None) => (None,)": (
                 "config/test_reading.py::"
-                "test_a_file_that_cannot_be_read_for_a_moment_is_read_and_else_an_error_of_its_own"
+                "test_a_briefly_unreadable_file_is_read_and_a_lasting_failure_is_a_distinct_error"
             ),
         },
     },
     "config/run_folder.py": {
         "newest": {
             "(tag for tag in every if tag <= latest) => (tag for tag in every)": (
-                f"{RUN_FOLDER}where_the_newest_is_gone_the_next_older_one_counts_and_else_the_newest"
+                f"{RUN_FOLDER}if_the_named_checkpoint_is_missing_the_next_older_one_counts_or_else_the_newest"
             ),
         },
         "tags": {
-            "reverse=True =>": (
-                f"{RUN_FOLDER}only_published_checkpoints_count_and_a_pointer_that_names_none_points_nowhere"
-            ),
+            "reverse=True =>": (f"{RUN_FOLDER}only_published_checkpoints_count_and_a_pointer_to_another_is_ignored"),
         },
         "pointer": {
             "text if TAG.fullmatch(text) else '' => text": (
-                f"{RUN_FOLDER}only_published_checkpoints_count_and_a_pointer_that_names_none_points_nowhere"
+                f"{RUN_FOLDER}only_published_checkpoints_count_and_a_pointer_to_another_is_ignored"
             ),
         },
         "find_student": {

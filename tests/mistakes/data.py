@@ -2,29 +2,24 @@
 
 CROPS = "data/test_crops.py::"
 ORDER = "data/test_order.py::"
-KEYS = f"{CROPS}test_a_crop_depends_on_image_repeat_epoch_and_seed_and_not_on_its_place_in_the_order"
-BOXES = f"{CROPS}test_boxes_are_distributed_as_torchvisions"
-FLIPS = f"{CROPS}test_flips_and_filters_come_at_their_probability_and_can_be_fixed"
-CENTRE = f"{CROPS}test_the_centre_crop_is_torchvisions_resize_and_centre_crop"
-PIXELS = "data/test_loader.py::test_pixels_are_those_of_the_crop_resized_and_flipped_by_pillow"
-EPOCHS = "data/test_loader.py::test_epochs_and_neighbouring_seeds_differ_in_pixels_and_two_epochs_may_be_open_at_once"
-SAME_BITS = (
-    "data/test_loader.py::"
-    "test_more_threads_and_ranks_and_a_device_by_name_give_the_bits_of_one_and_so_does_a_resumed_epoch"
-)
-COPIES = (
-    "data/test_loader.py::test_micro_batches_are_uint8_copies_in_memory_that_is_used_again_when_nothing_of_them_is_held"
-)
+KEYS = f"{CROPS}test_a_crop_depends_on_image_repeat_epoch_and_seed_but_not_on_the_order"
+BOXES = f"{CROPS}test_boxes_have_torchvisions_distribution"
+FLIPS = f"{CROPS}test_flips_and_filters_have_their_probability_and_can_be_fixed"
+CENTRE = f"{CROPS}test_the_centre_crop_equals_torchvisions_resize_and_centre_crop"
+PIXELS = "data/test_loader.py::test_pixels_equal_the_crop_resized_and_flipped_by_pillow"
+EPOCHS = "data/test_loader.py::test_epochs_and_neighbouring_seeds_differ_and_two_epochs_may_be_open_at_once"
+SAME_BITS = "data/test_loader.py::test_any_threads_ranks_device_name_or_resumed_epoch_give_the_same_bits"
+COPIES = "data/test_loader.py::test_micro_batches_are_uint8_copies_in_memory_reused_once_released"
 ONCE = "data/test_loader.py::test_validation_sees_each_image_exactly_once_at_any_number_of_ranks_in_both_backends"
-VAL_CUTS = "data/test_loader.py::test_validation_cuts_by_its_settings_as_torchvision_does"
+VAL_CUTS = "data/test_loader.py::test_validation_crops_by_its_settings_like_torchvision"
 AUGMENTED = "data/test_loader.py::test_augmentation_follows_the_image_and_not_its_micro_batch"
-SETTINGS = "data/test_images.py::test_the_settings_of_the_crops_reach_them"
-SHUFFLED = f"{ORDER}test_an_epoch_shows_each_image_at_most_once_in_an_order_of_its_own_and_only_whole_global_batches"
-REPEATED = f"{ORDER}test_repeated_augmentation_shows_a_part_of_the_images_several_times_and_stays_as_long"
+SETTINGS = "data/test_images.py::test_crop_settings_reach_the_crops"
+SHUFFLED = f"{ORDER}test_an_epoch_shows_images_at_most_once_in_a_new_order_and_whole_global_batches"
+REPEATED = f"{ORDER}test_repeated_augmentation_shows_some_images_several_times_and_keeps_the_length"
 SAME_SET = f"{ORDER}test_a_step_has_the_same_set_of_images_at_any_number_of_ranks"
 STATE = "data/test_loader_state.py::"
-SKIPPED = "data/test_bad_images.py::test_skip_puts_the_next_image_that_decodes_in_its_place_and_counts"
-RENUMBERED = "data/test_images.py::test_each_image_of_a_part_or_another_order_has_the_label_that_it_has_in_the_whole"
+SKIPPED = "data/test_bad_images.py::test_skip_substitutes_the_next_decodable_image_and_counts"
+RENUMBERED = "data/test_images.py::test_images_of_a_subset_or_another_order_keep_their_labels"
 
 MISTAKES = {
     "data/draws.py": {
@@ -40,7 +35,7 @@ MISTAKES = {
         },
         "keyed_rng": {
             "[len(key), *key] => [*key]": (
-                "data/test_draws.py::test_keys_are_all_different_and_the_whole_key_decides_what_a_generator_draws"
+                "data/test_draws.py::test_keys_all_differ_and_every_part_of_a_key_affects_the_random_draws"
             ),
         },
         "normal": {
@@ -59,13 +54,13 @@ MISTAKES = {
             "heights - box_heights + 1 => heights - box_heights + 2": (
                 f"{CROPS}test_boxes_lie_inside_the_image_and_have_an_area"
             ),
-            "heights - box_heights + 1 => heights - box_heights": f"{CROPS}test_each_place_of_a_box_is_as_likely",
-            "widths - box_widths + 1 => widths - box_widths": f"{CROPS}test_each_place_of_a_box_is_as_likely",
+            "heights - box_heights + 1 => heights - box_heights": f"{CROPS}test_all_box_positions_are_equally_likely",
+            "widths - box_widths + 1 => widths - box_widths": f"{CROPS}test_all_box_positions_are_equally_likely",
         },
         "": {
             "CROP_DRAWS + 1 => CROP_DRAWS": FLIPS,
-            "CROP_DRAWS + 2 => CROP_DRAWS": f"{CROPS}test_flips_and_boxes_share_no_draw",
-            "NUM_TRIES = 10 => NUM_TRIES = 1": f"{CROPS}test_a_box_that_does_not_fit_is_drawn_anew_ten_times",
+            "CROP_DRAWS + 2 => CROP_DRAWS": f"{CROPS}test_flips_and_boxes_share_no_random_draw",
+            "NUM_TRIES = 10 => NUM_TRIES = 1": f"{CROPS}test_a_box_that_does_not_fit_is_redrawn_ten_times",
         },
         "TrainCrops._try": {
             "np.exp(low + (high - low) * ratio_u) => np.exp(low) + (np.exp(high) - np.exp(low)) * ratio_u": (
@@ -76,7 +71,7 @@ MISTAKES = {
                 f"{CROPS}test_ratios_are_log_uniform"
             ),
             "FIRST_BOX_DRAW + attempt * DRAWS_PER_TRY => FIRST_BOX_DRAW": (
-                f"{CROPS}test_a_box_that_does_not_fit_is_drawn_anew_ten_times"
+                f"{CROPS}test_a_box_that_does_not_fit_is_redrawn_ten_times"
             ),
         },
         "CentreCrops.rows": {
@@ -106,10 +101,10 @@ MISTAKES = {
         },
         "class_balanced_order": {
             "keyed_rng(seed, epoch, ORDER_STREAM) => keyed_rng(seed, ORDER_STREAM)": (
-                "data/test_subset.py::test_a_balanced_epoch_has_as_many_of_each_class_and_no_image_and_repeat_twice"
+                "data/test_subset.py::test_a_balanced_epoch_has_equal_classes_and_no_image_and_repeat_twice"
             ),
             "repeats * ... => 0 * ...": (
-                "data/test_subset.py::test_a_balanced_epoch_has_as_many_of_each_class_and_no_image_and_repeat_twice"
+                "data/test_subset.py::test_a_balanced_epoch_has_equal_classes_and_no_image_and_repeat_twice"
             ),
         },
         "quasi_random_order": {
@@ -117,7 +112,7 @@ MISTAKES = {
         },
         "_repeated": {
             "samples['epoch'] = epoch => samples['epoch'] = 0": (
-                "data/test_loader.py::test_an_image_is_cut_anew_in_each_epoch"
+                "data/test_loader.py::test_an_image_gets_a_new_crop_in_each_epoch"
             ),
             "np.arange(samples.shape[-1]) % repeats => 0": REPEATED,
         },
@@ -135,9 +130,9 @@ MISTAKES = {
             ),
         },
         "check_state": {
-            "state[key] != value => False": f"{STATE}test_a_state_that_does_not_fit_is_refused",
+            "state[key] != value => False": f"{STATE}test_an_incompatible_state_is_rejected",
             "0 <= state['images'] <= num_rows => 0 <= state['images'] <= 2 * num_rows": (
-                f"{STATE}test_a_state_that_does_not_fit_is_refused"
+                f"{STATE}test_an_incompatible_state_is_rejected"
             ),
         },
     },
@@ -159,7 +154,7 @@ MISTAKES = {
             "[position[name] for name in found] => [*range(len(found))]": RENUMBERED,
         },
         "open_images": {
-            "np.zeros_like(images.labels) => images.labels": "data/test_images.py::test_ignored_labels_are_gone",
+            "np.zeros_like(images.labels) => images.labels": "data/test_images.py::test_ignored_labels_are_removed",
         },
     },
     "data/loader.py": {
@@ -206,7 +201,7 @@ MISTAKES = {
         },
         "Loader._set_state": {
             "epoch + whole_epochs => epoch": (
-                f"{STATE}test_a_state_after_the_last_micro_batch_is_the_beginning_of_the_next_epoch"
+                f"{STATE}test_a_state_after_the_last_micro_batch_resumes_at_the_next_epoch"
             ),
         },
     },

@@ -5,33 +5,29 @@ OPTIMIZERS = "engine/test_optimizers.py::"
 PROCESSES = "engine/test_processes.py::"
 CONFIG = "engine/test_ds_config.py::"
 PLAIN = "train/test_plain_torch.py"
-CLIPPED = f"{CLIP}test_it_is_torchs_clipping"
+CLIPPED = f"{CLIP}test_clipping_equals_torchs"
 NAN = f"{CLIP}test_a_gradient_whose_norm_is_not_finite_becomes_nan_everywhere"
-LEFT_OUT = f"{OPTIMIZERS}test_an_update_that_is_not_wanted_changes_neither_weights_nor_moments_nor_average"
-AVERAGE = f"{OPTIMIZERS}test_updates_are_adamws_and_an_average_starts_from_the_first_weights_and_follows_the_formula"
-SLURM = f"{PROCESSES}test_slurms_variables_become_ranks_and_under_srun_alone_the_first_nodes_address_is_slurms_own"
-CPUS = f"{PROCESSES}test_a_rank_takes_what_slurm_gave_its_task_or_shares_the_cpus_it_may_use"
-REFUSED = f"{CONFIG}test_what_does_not_belong_in_a_file_is_refused_with_file_and_key"
-UNFIT = f"{CONFIG}test_a_file_with_another_stage_norm_or_clipping_than_the_engines_is_refused"
-COMPILED = (
-    f"{CONFIG}test_communication_overlaps_nothing_where_the_student_is_compiled_as_a_whole_"
-    "and_auto_elsewhere_is_refused"
-)
+LEFT_OUT = f"{OPTIMIZERS}test_a_skipped_update_changes_neither_weights_nor_moments_nor_average"
+AVERAGE = f"{OPTIMIZERS}test_updates_equal_adamws_and_an_average_starts_at_the_first_weights"
+SLURM = f"{PROCESSES}test_slurms_variables_become_ranks_and_plain_srun_gives_the_first_nodes_address"
+CPUS = f"{PROCESSES}test_a_rank_uses_its_slurm_tasks_cpus_or_a_share_of_the_available_ones"
+REFUSED = f"{CONFIG}test_keys_that_do_not_belong_in_a_file_are_rejected_with_file_and_key"
+UNFIT = f"{CONFIG}test_a_file_whose_stage_norm_or_clipping_differs_from_the_engines_is_rejected"
+COMPILED = f"{CONFIG}test_communication_does_not_overlap_a_fully_compiled_student_and_auto_elsewhere_is_rejected"
 PACE = (
-    "engine/test_engines.py::"
-    "test_a_host_that_is_ahead_has_two_offloaded_blocks_on_the_device_and_of_a_shard_as_many_more_as_have_room"
+    "engine/test_engines.py::test_a_host_that_is_ahead_keeps_two_blocks_on_the_device_and_of_a_shard_more_if_they_fit"
 )
-AGREE = f"{PROCESSES}test_what_fails_on_one_rank_is_known_on_all"
+AGREE = f"{PROCESSES}test_a_failure_on_one_rank_is_known_on_all"
 ENGINES = "engine/test_engines.py::"
-GATHERED = f"{ENGINES}test_terms_that_gather_make_two_ranks_train_as_one"
-FLAT = "engine/test_flat.py::test_a_shared_weight_is_one_and_takes_the_gradients_of_both_places"
-GROUPS = "engine/test_flat.py::test_groups_keep_their_settings_and_a_long_one_is_cut_between_weights"
-VIEWS = "engine/test_flat.py::test_views_stay_until_they_are_released_and_those_of_a_call_do_not"
-BLOCK = "engine/test_flat.py::test_a_block_is_frozen_in_eval_mode_and_one_parameter"
-WHOLE = "engine/test_flat.py::test_whole_weights_are_dealt_out_and_each_rank_has_a_part_of_the_same_even_length"
-STATE = f"{OPTIMIZERS}test_the_state_that_an_optimizer_declares_is_the_state_that_it_makes"
-DECAY = f"{OPTIMIZERS}test_weights_decay_by_the_setting_and_what_the_distiller_exempts_does_not"
-READ = "engine/test_state_files.py::test_a_rank_finds_its_part_by_the_names_of_the_weights"
+GATHERED = f"{ENGINES}test_terms_that_gather_make_two_ranks_train_like_one"
+FLAT = "engine/test_flat.py::test_a_shared_weight_is_stored_once_and_gets_the_gradients_of_both_uses"
+GROUPS = "engine/test_flat.py::test_groups_keep_their_settings_and_a_long_one_is_split_between_weights"
+VIEWS = "engine/test_flat.py::test_views_stay_until_released_but_views_of_one_call_do_not"
+BLOCK = "engine/test_flat.py::test_a_block_is_frozen_in_eval_mode_and_has_one_parameter"
+WHOLE = "engine/test_flat.py::test_whole_weights_are_distributed_and_all_ranks_have_shards_of_one_even_length"
+STATE = f"{OPTIMIZERS}test_an_optimizer_creates_exactly_the_state_it_declares"
+DECAY = f"{OPTIMIZERS}test_weights_decay_by_the_setting_except_those_the_distiller_exempts"
+READ = "engine/test_state_files.py::test_a_rank_finds_its_shard_by_weight_name"
 LAYOUT = f"{CONFIG}test_the_layout_in_a_manifest_differs_with_stage_precision_and_ranks"
 
 MISTAKES = {
@@ -84,15 +80,15 @@ MISTAKES = {
     "engine/clip.py": {
         "clip_gradients": {
             "torch.float64 => torch.float32": f"{CLIP}test_squares_are_summed_in_fp64",
-            "min=1.0 => min=0.0": f"{CLIP}test_where_nothing_is_clipped_every_bit_stays_and_the_norm_is_known",
+            "min=1.0 => min=0.0": f"{CLIP}test_without_clipping_every_bit_stays_and_the_norm_is_known",
             "1.0 / clip => 1.0 + 0 * clip": CLIPPED,
             "(norm < torch.inf) & (sums[-2] == 0) => norm < torch.inf": (
-                f"{CLIP}test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan"
+                f"{CLIP}test_veto_and_count_are_returned_with_the_norm_and_a_veto_acts_like_a_nan_gradient"
             ),
             "norm < torch.inf => norm <= torch.inf": NAN,
             "[*(square.float() for square in squares), veto, count]"
             " => [*(square.float() for square in squares), count, veto]": (
-                f"{CLIP}test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan"
+                f"{CLIP}test_veto_and_count_are_returned_with_the_norm_and_a_veto_acts_like_a_nan_gradient"
             ),
             "1 + 0 * norm => torch.ones(())": NAN,
         },
@@ -138,11 +134,11 @@ MISTAKES = {
     "engine/processes.py": {
         "set_rank_variables": {
             "int(environ['SLURM_STEP_NUM_TASKS']) > 1 => int(environ['SLURM_STEP_NUM_TASKS']) > 0": (
-                f"{PROCESSES}test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own"
+                f"{PROCESSES}test_a_process_without_a_launcher_is_one_rank_with_its_own_port"
             ),
             "20000 + int(environ['SLURM_JOB_ID']) % 12000 => 20000 * int(environ['SLURM_JOB_ID']) % 12000": SLURM,
             "(*SLURM_NAMES, 'MASTER_ADDR', 'MASTER_PORT') => ('MASTER_ADDR', 'MASTER_PORT')": (
-                f"{PROCESSES}test_a_rank_without_a_world_is_refused"
+                f"{PROCESSES}test_a_rank_without_a_world_is_rejected"
             ),
         },
         "": {
@@ -151,7 +147,7 @@ MISTAKES = {
         },
         "choose_device": {
             "local_rank >= num_devices => local_rank > num_devices": (
-                f"{PROCESSES}test_local_rank_is_the_number_of_the_ranks_device"
+                f"{PROCESSES}test_local_rank_is_the_device_number"
             ),
         },
         "num_cpus": {
@@ -159,12 +155,12 @@ MISTAKES = {
             "max(1, allowed // local_world_size(environ)) => max(0, allowed // local_world_size(environ))": CPUS,
         },
         "local_world_size": {
-            "int(times or 1) => 1": f"{PROCESSES}test_the_ranks_of_this_node_come_from_whichever_launcher_says_so",
+            "int(times or 1) => 1": f"{PROCESSES}test_the_number_of_local_ranks_comes_from_any_launcher",
         },
         "check_gpu_is_used": {
             "signs and get_accelerator().device_name() == 'cpu' and ... => signs and ...": (
                 (
-                    f"{PROCESSES}test_a_gpu_that_torch_cannot_use_is_refused_unless_the_cpu_is_asked_for",
+                    f"{PROCESSES}test_a_gpu_that_torch_cannot_use_is_rejected_unless_the_cpu_is_asked_for",
                     "on a machine without a GPU the accelerator is always the CPU",
                 )
             ),
@@ -186,7 +182,7 @@ MISTAKES = {
             "('auto', owned[key]) => ('auto', config[key])": REFUSED,
             "key in config and key not in owned => False": REFUSED,
             "config | owned => owned | config": (
-                f"{CONFIG}test_auto_becomes_the_recipes_number_which_may_stand_there_too_and_the_rest_stays"
+                f"{CONFIG}test_auto_or_an_equal_number_becomes_the_recipes_and_the_rest_stays"
             ),
         },
         "layout": {
@@ -205,7 +201,7 @@ MISTAKES = {
         "Pace.wait": {
             "self._left.popleft()[0].synchronize => self._left.popleft": PACE,
             "sum(size for _, size in self._left) => len(self._left) * self._largest": (
-                "engine/test_pace.py::test_teachers_that_run_one_after_another_have_one_bound_on_the_blocks_ahead"
+                "engine/test_pace.py::test_teachers_that_run_in_turn_share_one_limit_on_blocks_gathered_ahead"
             ),
         },
         "Pace.__init__": {
@@ -224,15 +220,15 @@ MISTAKES = {
         },
         "load_file": {
             "weights_only=True => weights_only=False": (
-                "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"
+                "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_matching_manifest"
             ),
             "_first_bytes(Path(path)) != b'PK\\x03\\x04' => _first_bytes(Path(path)) == b'never'": (
-                "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"
+                "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_matching_manifest"
             ),
         },
         "": {
             "[LossScaler, ZeroStageEnum, fragment_address] => [print, LossScaler, ZeroStageEnum, fragment_address]": (
-                "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"
+                "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_matching_manifest"
             ),
         },
     },

@@ -2,24 +2,17 @@
 
 EVALUATE = "train/test_evaluate.py::test_"
 HEALTH = "train/test_health.py::test_"
-COUNTS = f"{EVALUATE}counts_are_the_slow_ones"
-GIVEN_UP = f"{EVALUATE}it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_there_is_none"
-AGREEMENT = (
-    "train/test_agreement.py::test_it_is_the_slow_one_of_all_images_that_count_and_patches_are_compared_one_by_one"
-)
-COSINE = (
-    "train/test_agreement.py::"
-    "test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student"
-)
-KNN = "test_label_free.py::test_k_nn_in_the_run_is_that_of_eval_for_the_images_of_all_ranks"
-CLIPPING = f"{HEALTH}clipping_is_told_once_when_it_has_acted_on_every_step_for_long"
-MOST = f"{HEALTH}a_term_that_is_most_of_the_total_by_its_weight_is_named_with_its_option"
-JUDGED = "train/test_teacher_check.py::test_the_teacher_is_judged_by_the_interval_or_by_chance"
-PADDING = (
-    "train/test_predictions.py::test_padding_and_images_that_were_skipped_have_no_answer_and_no_teacher_has_no_column"
-)
+COUNTS = f"{EVALUATE}counts_match_slow_counts"
+GIVEN_UP = f"{EVALUATE}evaluation_can_be_interrupted_needs_an_image_and_works_without_a_teacher"
+AGREEMENT = "train/test_agreement.py::test_cka_matches_a_slow_one_over_counted_images_and_compares_patches_individually"
+COSINE = "train/test_agreement.py::test_cosines_are_means_over_counted_images_of_adapted_student_features"
+KNN = "test_label_free.py::test_k_nn_in_the_run_matches_eval_over_all_ranks_images"
+CLIPPING = f"{HEALTH}clipping_is_reported_once_after_acting_on_every_step_for_long"
+MOST = f"{HEALTH}a_term_that_dominates_the_total_is_named_with_its_weight_option"
+JUDGED = "train/test_teacher_check.py::test_the_teacher_is_judged_by_its_interval_or_against_chance"
+PADDING = "train/test_predictions.py::test_padding_and_skipped_images_have_no_answer_and_a_missing_teacher_no_column"
 SUMS = "train/test_calibrate.py::test_sums_give_mean_and_covariance_of_values_far_from_0"
-CALIBRATED = "train/test_calibrate.py::test_statistics_are_those_of_the_first_images_of_all_ranks_and_are_taken_once[1]"
+CALIBRATED = "train/test_calibrate.py::test_statistics_come_from_the_first_images_of_all_ranks_and_are_computed_once[1]"
 
 MISTAKES = {
     "train/evaluate.py": {
@@ -72,15 +65,15 @@ MISTAKES = {
             "grad_norm > most => grad_norm < most": CLIPPING,
         },
         "parts_of_total": {
-            "values.get(FACTOR + name, 1.0) => 1.0": (
-                f"{HEALTH}a_balanced_term_is_judged_by_what_its_factor_leaves_of_it"
-            ),
+            "values.get(FACTOR + name, 1.0) => 1.0": (f"{HEALTH}a_balanced_term_is_judged_after_its_factor"),
             "weights[name] * values.get(FACTOR + name, 1.0) => values.get(FACTOR + name, 1.0)": MOST,
         },
         "Health._holds": {
             "self._patience => 0": CLIPPING,
             "step - since >= self._patience and finding not in self._said => step - since >= self._patience": CLIPPING,
-            "self._since.pop(finding, None) => pass": f"{HEALTH}the_only_term_may_be_all_of_it_and_a_break_starts_anew",
+            "self._since.pop(finding, None) => pass": (
+                f"{HEALTH}an_only_term_may_be_the_whole_total_and_a_break_resets_the_count"
+            ),
         },
     },
     "train/predictions.py": {
@@ -95,15 +88,14 @@ MISTAKES = {
     },
     "train/probe.py": {
         "knn_votes": {
-            "(cosines / temperature).exp() => cosines": "train/test_probe.py::test_neighbours_vote_as_in_the_loop",
+            "(cosines / temperature).exp() => cosines": "train/test_probe.py::test_neighbours_vote_like_a_slow_loop",
         },
         "fit_linear": {
-            "momentum=MOMENTUM => momentum=0.0": "train/test_probe.py::test_a_classifier_is_fitted_as_sgd_by_hand_does",
+            "momentum=MOMENTUM => momentum=0.0": "train/test_probe.py::test_a_fitted_classifier_matches_sgd_by_hand",
         },
         "linear_probe": {
             "labels_N[held] => labels_N[kept[:len(held)]]": (
-                "train/test_probe.py::"
-                "test_the_probe_is_the_slow_one_and_its_rate_is_chosen_on_images_it_is_not_fitted_to"
+                "train/test_probe.py::test_the_probe_matches_a_slow_one_and_its_rate_is_chosen_on_held_out_images"
             ),
         },
     },
@@ -115,10 +107,10 @@ MISTAKES = {
         },
         "t_interval": {
             "stdtrit(len(values) - 1, 0.975) => stdtrit(len(values), 0.975)": (
-                "train/test_statistics.py::test_the_interval_of_a_mean_is_students"
+                "train/test_statistics.py::test_the_interval_of_a_mean_is_students_t"
             ),
             "statistics.stdev => statistics.pstdev": (
-                "train/test_statistics.py::test_the_interval_of_a_mean_is_students"
+                "train/test_statistics.py::test_the_interval_of_a_mean_is_students_t"
             ),
         },
     },
@@ -130,7 +122,7 @@ MISTAKES = {
         "is_guess": {
             "low < chance and high < chance + NEAR_CHANCE * (100 - chance)"
             " => low < chance or high < chance + NEAR_CHANCE * (100 - chance)": (
-                "train/test_teacher_check.py::test_too_few_images_to_tell_from_chance_are_a_warning"
+                "train/test_teacher_check.py::test_too_few_images_to_distinguish_from_chance_give_a_warning"
             ),
         },
     },

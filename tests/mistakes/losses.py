@@ -2,21 +2,19 @@
 
 LOSSES = "losses/test_losses.py::"
 METHODS = "losses/test_methods.py::"
-ATTENTION = f"{METHODS}test_attention_is_its_twin_in_value_and_gradient_whatever_prefix_tokens_take"
+ATTENTION = f"{METHODS}test_attention_matches_its_twins_value_and_gradient_for_any_prefix_attention"
 PARTS = "losses/test_parts.py::"
-TWINS = f"{LOSSES}test_losses_of_logits_are_their_twins"
-METHOD_TWINS = f"{METHODS}test_losses_are_their_twins"
-VITKD = f"{LOSSES}test_vitkd_is_its_twin_also_on_grids_that_are_not_square"
-FINER = f"{LOSSES}test_a_teacher_on_another_grid_is_resized_as_by_pillow"
-NUMBERS = "models/test_distiller.py::test_each_number_of_a_term_is_that_of_its_loss"
-LOGITS = "models/test_distiller.py::test_each_number_of_a_term_of_logits_is_that_of_its_loss"
-GATHERED = (
-    "models/test_distiller.py::test_dist_of_all_ranks_gathers_both_models_logits_and_that_of_the_micro_batch_none"
-)
+TWINS = f"{LOSSES}test_losses_of_logits_match_their_twins"
+METHOD_TWINS = f"{METHODS}test_losses_match_their_twins"
+VITKD = f"{LOSSES}test_vitkd_matches_its_twin_even_on_grids_that_are_not_square"
+FINER = f"{LOSSES}test_a_teacher_on_another_grid_is_resized_like_pillow"
+NUMBERS = "models/test_distiller.py::test_each_number_of_a_term_reaches_its_loss"
+LOGITS = "models/test_distiller.py::test_each_number_of_a_logit_term_reaches_its_loss"
+GATHERED = "models/test_distiller.py::test_dist_over_all_ranks_gathers_both_models_logits_and_dist_per_micro_batch_none"
 GRIDS = "models/test_distiller.py::test_the_blocks_and_grids_of_vitkd_reach_it"
-FEATURE = f"{PARTS}test_feature_is_its_twin_for_every_target"
+FEATURE = f"{PARTS}test_feature_matches_its_twin_for_every_target"
 QUEUE = f"{PARTS}test_a_queue_keeps_the_newest_features_of_all_ranks_and_starts_empty"
-RELATIONS = "models/test_distiller.py::test_numbers_of_relation_and_feature_reach_them"
+RELATIONS = "models/test_distiller.py::test_numbers_of_relation_and_feature_reach_their_losses"
 HEADS = "models/test_variants.py::test_the_second_head_learns_the_teachers_answer"
 
 MISTAKES = {
@@ -38,11 +36,11 @@ MISTAKES = {
                 f"{LOSSES}test_the_teacher_gets_no_gradient_from_any_loss"
             ),
             "student_deep_BPD.shape[1] * self.teacher_dim => student_deep_BPD.shape[1] * self.student_dim": (
-                f"{LOSSES}test_scaled_weights_are_the_papers_for_as_many_summands_as_there_are"
+                f"{LOSSES}test_scaled_weights_are_the_papers_for_the_actual_number_of_summands"
             ),
             "student_deep_BPD.shape[1] * self.teacher_dim => teacher_deep_BPD.shape[1] * self.teacher_dim": (
                 (
-                    f"{LOSSES}test_scaled_weights_go_by_the_students_grid_to_which_the_teachers_is_resized",
+                    f"{LOSSES}test_scaled_weights_use_the_students_grid_to_which_the_teachers_is_resized",
                     "the teacher's tokens are on the student's grid by then",
                 )
             ),
@@ -62,7 +60,7 @@ MISTAKES = {
         },
         "ViTKDLoss._generate": {
             "torch.rand(B, P, device=student_BPD.device) => torch.rand(1, P).expand(B, P)": (
-                f"{LOSSES}test_the_default_noise_masks_each_image_anew"
+                f"{LOSSES}test_the_default_noise_masks_each_image_differently"
             ),
             "rank_BP >= int(P * (1 - self.mask_ratio)) => rank_BP > int(P * (1 - self.mask_ratio))": (
                 f"{LOSSES}test_exactly_the_official_number_of_tokens_is_masked"
@@ -76,7 +74,7 @@ MISTAKES = {
             "nn.ReLU(inplace=True) => nn.GELU()": VITKD,
         },
         "": {
-            "196 * 384 => 197 * 384": f"{LOSSES}test_scaled_weights_are_the_papers_for_as_many_summands_as_there_are",
+            "196 * 384 => 197 * 384": f"{LOSSES}test_scaled_weights_are_the_papers_for_the_actual_number_of_summands",
         },
         "ViTKD.forward": {
             "{...: halves['mimic'], ...: halves['generate']} => {...: halves['generate'], ...: halves['mimic']}": (
@@ -177,25 +175,25 @@ MISTAKES = {
         },
         "OrthogonalProjector.weight": {
             "products.diagonal() / 2 => products.diagonal()": (
-                f"{PARTS}test_a_projector_is_orthogonal_whatever_its_parameter_is_and_learns"
+                f"{PARTS}test_a_projector_is_orthogonal_for_any_parameter_and_learns"
             ),
         },
     },
     "losses/spectral.py": {
         "Spectral.forward": {
             "self.term.teacher_blocks => self.term.student_blocks": (
-                "models/test_distiller.py::test_spectral_compares_the_blocks_that_are_named_one_by_one"
+                "models/test_distiller.py::test_spectral_compares_the_named_blocks_in_pairs"
             ),
         },
         "spectral_loss": {
-            "norm='ortho' => norm=None": f"{METHODS}test_spectral_is_its_twin",
-            "(1, 2) => (1, 3)": f"{METHODS}test_spectral_is_its_twin",
+            "norm='ortho' => norm=None": f"{METHODS}test_spectral_matches_its_twin",
+            "(1, 2) => (1, 3)": f"{METHODS}test_spectral_matches_its_twin",
         },
     },
     "losses/attention.py": {
         "Attention.forward": {
             "teacher.maps[other] => teacher.maps[own]": (
-                f"{METHODS}test_attention_compares_its_pairs_of_blocks_and_wants_one_grid"
+                f"{METHODS}test_attention_compares_pairs_of_blocks_and_needs_equal_grids"
             ),
         },
         "attention_loss": {
@@ -210,7 +208,7 @@ MISTAKES = {
             "self.gather(teacher.pooled_BD.detach()) => teacher.pooled_BD": QUEUE,
         },
         "Relation._remember": {
-            "teacher_BD[-size:] => teacher_BD[:size]": f"{PARTS}test_more_images_than_the_queue_holds_leave_the_newest",
+            "teacher_BD[-size:] => teacher_BD[:size]": f"{PARTS}test_a_queue_given_too_many_images_keeps_the_newest",
             "self.num_seen += len(newest_BD) => pass": QUEUE,
             "F.normalize(at_least_fp32(teacher_BD[-size:]), dim=1) => at_least_fp32(teacher_BD[-size:])": QUEUE,
         },
@@ -224,8 +222,7 @@ MISTAKES = {
         },
         "Feature.metrics": {
             "cosine_BP.mean(1) => cosine_BP[:, 0]": (
-                "train/test_agreement.py::"
-                "test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student"
+                "train/test_agreement.py::test_cosines_are_means_over_counted_images_of_adapted_student_features"
             ),
         },
         "_resized": {
@@ -239,7 +236,7 @@ MISTAKES = {
         },
         "Feature.features_to_calibrate": {
             "{...: teacher.pooled_BD, ...: teacher.final_BPD} => {...: teacher.final_BPD, ...: teacher.pooled_BD}": (
-                f"{PARTS}test_each_target_is_calibrated_with_its_own_features"
+                f"{PARTS}test_each_target_is_calibrated_on_its_own_features"
             ),
         },
         "Target.fix": {
@@ -255,15 +252,15 @@ MISTAKES = {
         "Balance.forward": {
             "self.gather(at_least_fp32(values_T.detach())[None]).mean"
             " => self.gather(at_least_fp32(values_T.detach())[None]).sum": (
-                f"{PARTS}test_ranks_of_different_values_share_their_factors"
+                f"{PARTS}test_ranks_with_different_values_have_the_same_factors"
             ),
             "self.gather(at_least_fp32(values_T.detach())[None]) => at_least_fp32(values_T.detach())[None]": (
-                f"{PARTS}test_ranks_of_different_values_share_their_factors"
+                f"{PARTS}test_ranks_with_different_values_have_the_same_factors"
             ),
-            "len(p_T) * p_T => p_T": f"{PARTS}test_factors_of_two_terms_are_those_of_the_hand_case_and_of_the_twin",
+            "len(p_T) * p_T => p_T": f"{PARTS}test_factors_of_two_terms_match_a_case_by_hand_and_the_twin",
         },
         "": {
-            "0.01 => 0.02": (f"{PARTS}test_factors_of_two_terms_are_those_of_the_hand_case_and_of_the_twin"),
+            "0.01 => 0.02": (f"{PARTS}test_factors_of_two_terms_match_a_case_by_hand_and_the_twin"),
         },
     },
     "losses/precision.py": {

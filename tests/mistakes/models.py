@@ -2,20 +2,20 @@
 
 DISTILLER = "models/test_distiller.py::"
 FEATURES = "models/test_features.py::"
-NUMBERS = f"{DISTILLER}test_each_number_of_a_term_is_that_of_its_loss"
-BALANCED = f"{DISTILLER}test_balanced_terms_have_the_factors_of_the_step_and_those_of_the_next_are_learnt"
-GROUPS = f"{DISTILLER}test_norms_biases_and_what_timm_names_do_not_decay"
-HOOKS = f"{FEATURES}test_features_are_what_hooks_on_the_blocks_see_without_prefix_tokens"
+NUMBERS = f"{DISTILLER}test_each_number_of_a_term_reaches_its_loss"
+BALANCED = f"{DISTILLER}test_balanced_terms_use_the_current_factors_and_the_next_ones_are_learned"
+GROUPS = f"{DISTILLER}test_norms_biases_and_weights_listed_by_timm_do_not_decay"
+HOOKS = f"{FEATURES}test_features_match_hooks_on_the_blocks_without_prefix_tokens"
 NORMALIZED = "models/test_normalization.py::test_normalisation_follows_the_slow_formula_and_is_rounded_once"
-ATTENTION = "models/test_selection.py::test_the_attention_is_the_one_inside_timm_and_the_logits_are_the_models"
-MAPS = "models/test_attention.py::test_maps_are_the_attention_inside_the_model_and_its_answers_stay"
-KEPT = "models/test_selection.py::test_the_teacher_sees_the_chosen_patches_where_they_were"
-UNFIT = "models/test_selection.py::test_models_whose_attention_cannot_choose_are_refused"
+ATTENTION = "models/test_selection.py::test_the_attention_matches_timms_own_and_the_logits_match_the_model"
+MAPS = "models/test_attention.py::test_maps_match_the_attention_inside_the_model_and_its_outputs_stay"
+KEPT = "models/test_selection.py::test_the_teacher_sees_the_chosen_patches_at_their_positions"
+UNFIT = "models/test_selection.py::test_models_whose_attention_cannot_choose_are_rejected"
 PAIR = "models/test_pair.py::test_a_pair_may_differ_in_width_depth_and_grid"
 BUILD = "models/test_build.py::"
 WEIGHTS = "models/test_weights.py::"
 PROBED = "models/test_foundation.py::test_a_probe_gives_a_headless_teacher_logits"
-TERM_COST = "commands/plan/test_shapes.py::test_a_term_is_charged_for_its_products_and_for_what_autograd_keeps[feature]"
+TERM_COST = "commands/plan/test_shapes.py::test_a_terms_cost_counts_its_matrix_products_and_autograds_memory[feature]"
 
 MISTAKES = {
     "models/distiller.py": {
@@ -33,10 +33,10 @@ MISTAKES = {
         },
         "Distiller.__init__": {
             "part_of(term)(term, ..., gather or alone) => part_of(term)(term, None, alone)": (
-                f"{DISTILLER}test_dist_of_all_ranks_gathers_both_models_logits_and_that_of_the_micro_batch_none"
+                f"{DISTILLER}test_dist_over_all_ranks_gathers_both_models_logits_and_dist_per_micro_batch_none"
             ),
             "Balance(len(self._terms), gather or alone) => Balance(len(self._terms), alone)": (
-                f"{DISTILLER}test_the_factors_are_learnt_of_all_ranks_terms"
+                f"{DISTILLER}test_factors_are_learned_from_all_ranks_terms"
             ),
             "student.set_distilled_training(True) => pass": (
                 "models/test_variants.py::test_each_head_has_its_own_term_and_the_mean_of_both_answers_in_eval"
@@ -59,12 +59,12 @@ MISTAKES = {
         "patch_tokens": {
             "getattr(model, 'num_prefix_tokens', 0) => getattr(model, 'num_prefix_tokens', 0) and 1": HOOKS,
             "features.flatten(1, 2) if is_channels_last else ... => features.flatten(1, 2) if False else ...": (
-                f"{FEATURES}test_other_models_give_logits_and_their_last_map_and_say_so_where_blocks_are_tapped"
+                f"{FEATURES}test_other_models_give_logits_and_their_last_map_and_an_error_if_blocks_are_tapped"
             ),
         },
         "_check_blocks": {
             "blocks[-1] >= len(model.blocks) => blocks[-1] > len(model.blocks)": (
-                f"{FEATURES}test_blocks_that_do_not_ascend_within_the_model_are_refused"
+                f"{FEATURES}test_blocks_out_of_order_or_range_are_rejected"
             ),
         },
         "features_of_logits": {
@@ -98,17 +98,17 @@ MISTAKES = {
     "models/pair.py": {
         "check_pair": {
             "teacher_image_size or image_size => image_size": (
-                "models/test_pair.py::test_a_teacher_of_another_kind_is_asked_at_its_own_size"
+                "models/test_pair.py::test_a_teacher_of_another_kind_is_run_at_its_own_size"
             ),
             "teacher_grid => student_grid": PAIR,
             "PairInfo(student_dim, teacher_dim, student_grid, teacher_grid)"
             " => PairInfo(teacher_dim, student_dim, student_grid, teacher_grid)": PAIR,
             "0 <= block < depth => 0 <= block <= depth": (
-                "models/test_pair.py::test_a_pair_with_other_classes_or_too_few_blocks_is_refused"
+                "models/test_pair.py::test_a_pair_with_other_classes_or_too_few_blocks_is_rejected"
             ),
             "teacher.num_classes and student.num_classes != teacher.num_classes"
             " => student.num_classes != teacher.num_classes": (
-                "models/test_pair.py::test_a_teacher_without_classes_fits_any"
+                "models/test_pair.py::test_a_teacher_without_classes_fits_any_student"
             ),
         },
     },
@@ -128,7 +128,7 @@ MISTAKES = {
         },
         "AttentionMaps._record": {
             "self._found is not None => True": (
-                "models/test_attention.py::test_bf16_maps_are_fp32_and_another_call_has_its_own"
+                "models/test_attention.py::test_bf16_models_give_fp32_maps_and_each_call_has_its_own"
             ),
             "map_BNN[:, prefix:, prefix:] => map_BNN": f"{MAPS}[deit]",
         },
@@ -155,7 +155,7 @@ MISTAKES = {
     "models/cost.py": {
         "step_gflops": {
             "3 * costs['student']['gflops'] => 2 * costs['student']['gflops']": (
-                "models/test_cost.py::test_a_training_step_is_three_forwards_of_the_student_and_one_of_the_teacher"
+                "models/test_cost.py::test_a_training_step_costs_three_student_forwards_and_one_teacher_forward"
             ),
         },
         "cost_of": {
@@ -174,7 +174,7 @@ MISTAKES = {
     },
     "models/fit.py": {
         "_check_grid": {
-            "not is_allowed => False": f"{BUILD}test_a_file_of_another_resolution_is_refused_unless_allowed",
+            "not is_allowed => False": f"{BUILD}test_a_file_with_another_resolution_is_rejected_unless_allowed",
         },
         "_misfit_of_classifier": {
             "has_other_classes and names => False": (
@@ -187,7 +187,7 @@ MISTAKES = {
             ),
         },
         "fit_state": {
-            "model.reset_classifier(0) => pass": f"{BUILD}test_a_classifier_for_other_classes_is_left_out_and_reported",
+            "model.reset_classifier(0) => pass": f"{BUILD}test_a_classifier_for_other_classes_is_dropped_and_reported",
         },
     },
     "models/build.py": {
@@ -199,7 +199,7 @@ MISTAKES = {
                 f"{BUILD}test_the_teacher_is_frozen_in_eval_mode_and_the_student_trains"
             ),
             "config.image_size or data.image_size => data.image_size": (
-                "models/test_foundation.py::test_a_teacher_of_its_own_size_has_its_own_grid_and_cost"
+                "models/test_foundation.py::test_a_teacher_with_its_own_image_size_has_its_own_grid_and_cost"
             ),
         },
         "build_student": {
@@ -210,45 +210,45 @@ MISTAKES = {
         },
         "_load_file": {
             "_take_normalization(model, path) =>": (
-                f"{BUILD}test_the_normalisation_is_that_of_the_description_beside_the_weights"
+                f"{BUILD}test_the_normalisation_comes_from_the_description_next_to_the_weights"
             ),
         },
         "_take_normalization": {
             "model.pretrained_cfg = model.pretrained_cfg | ... => pass": (
-                f"{BUILD}test_the_normalisation_is_that_of_the_description_beside_the_weights"
+                f"{BUILD}test_the_normalisation_comes_from_the_description_next_to_the_weights"
             ),
         },
         "statistics_of": {
             "described = described | description_beside(Path(config.init)).get('normalization', {}) => pass": (
-                f"{BUILD}test_the_statistics_of_a_student_are_those_of_the_model_that_is_built"
+                f"{BUILD}test_a_students_statistics_match_the_built_model"
             ),
         },
         "_create": {
             "data.image_size % height or data.image_size % width"
             " => data.image_size % height and data.image_size % width": (
-                f"{BUILD}test_other_models_and_arguments_are_refused_by_name"
+                f"{BUILD}test_other_models_and_arguments_are_rejected_by_name"
             ),
         },
     },
     "models/weights.py": {
         "_read_pickle": {
-            "weights_only=True => weights_only=False": f"{WEIGHTS}test_a_pickle_that_runs_code_is_refused_and_not_run",
+            "weights_only=True => weights_only=False": f"{WEIGHTS}test_a_pickle_that_runs_code_is_rejected_and_not_run",
         },
         "": {
             "('model', 'state_dict', 'model_state_dict', 'model_ema')"
             " => ('model_ema', 'model', 'state_dict', 'model_state_dict')": (
-                f"{WEIGHTS}test_pickles_are_read_plain_and_from_each_container_before_an_average"
+                f"{WEIGHTS}test_pickles_are_read_plain_or_from_a_container_that_takes_precedence_over_an_average"
             ),
         },
         "strip_prefixes": {
             "2 * sum((key.startswith(prefix) for key in state))"
             " => 1 * sum((key.startswith(prefix) for key in state))": (
-                f"{WEIGHTS}test_wrapper_prefixes_are_removed_however_nested"
+                f"{WEIGHTS}test_nested_wrapper_prefixes_are_removed"
             ),
         },
         "_renamed": {
             "len(renamed) < len(new_names) => False": (
-                f"{WEIGHTS}test_a_prefix_that_few_keys_carry_stays_and_two_tensors_for_one_name_are_an_error"
+                f"{WEIGHTS}test_a_rare_prefix_stays_and_two_tensors_for_one_name_are_an_error"
             ),
         },
         "key_differences": {

@@ -2,15 +2,15 @@
 
 LOOP = "train/test_loop.py::"
 SEEN = f"{LOOP}test_a_rank_that_does_not_see_the_lock_of_rank_0_ends_all_before_anything_is_built"
-LOCKED = f"{LOOP}test_only_rank_0_locks_and_all_ranks_start_with_its_lock"
+LOCKED = f"{LOOP}test_only_rank_0_locks_and_all_ranks_start_with_that_lock"
 TAKEN = f"{LOOP}test_a_job_whose_folder_was_taken_saves_no_checkpoint_and_writes_no_result"
-LACKED = "train/test_parts.py::test_what_one_rank_lacks_ends_all_ranks_before_the_engines_start"
+LACKED = "train/test_parts.py::test_a_file_missing_on_one_rank_ends_all_ranks_before_the_engines_start"
 TEACHER = "train/test_teacher_check.py::"
-UNREAD = f"{TEACHER}test_images_that_one_rank_cannot_read_end_the_look_at_the_teacher_on_all"
+UNREAD = f"{TEACHER}test_images_unreadable_on_one_rank_end_the_teacher_check_on_all"
 UNEQUAL = f"{TEACHER}test_unequal_shares_are_counted_together_and_one_late_rank_stops_all"
 RESULTS = "train/test_results.py::"
-WRITTEN = f"{RESULTS}test_rank_0_alone_looks_at_the_lock_and_writes_the_results"
-LOST = f"{RESULTS}test_a_job_that_lost_its_run_folder_ends_on_all_ranks_and_writes_no_result_into_it"
+WRITTEN = f"{RESULTS}test_only_rank_0_checks_the_lock_and_writes_the_results"
+LOST = f"{RESULTS}test_a_job_that_lost_its_run_folder_ends_on_all_ranks_without_writing_results"
 SAVE = "checkpoint/test_save.py::"
 
 MISTAKES = {
@@ -37,7 +37,7 @@ MISTAKES = {
             " => open_knn(run, split.micro_batch_size, device)": LACKED,
             "ranks.together(lambda: [name for name in run.teachers if check_teacher_classes(run, name, classes)])"
             " => [name for name in run.teachers if check_teacher_classes(run, name, classes)]": (
-                "train/test_parts.py::test_a_teacher_that_has_other_classes_on_one_rank_is_refused_on_all"
+                "train/test_parts.py::test_a_teacher_with_other_classes_on_one_rank_is_rejected_on_all"
             ),
             "ranks.together(lambda: build_models(run, classes)) => build_models(run, classes)": LACKED,
         },
@@ -55,7 +55,7 @@ MISTAKES = {
     "train/calibrate.py": {
         "calibrate": {
             "ranks.together(lambda: next(micro_batches)) => next(micro_batches)": (
-                "train/test_calibrate.py::test_images_that_one_rank_cannot_read_end_the_calibration_on_all"
+                "train/test_calibrate.py::test_images_unreadable_on_one_rank_end_the_calibration_on_all"
             ),
         },
     },
@@ -71,21 +71,21 @@ MISTAKES = {
         },
         "Saver.begin": {
             "ranks.on_main(point) => point()": (
-                f"{SAVE}test_a_folder_in_which_rank_0_cannot_point_to_the_best_ends_the_start_on_all_ranks"
+                f"{SAVE}test_if_rank_0_cannot_write_the_best_pointer_the_start_ends_on_all_ranks"
             ),
         },
     },
     "engine/student.py": {
         "StudentEngine.load": {
             "ranks.together(...) => read_partition(checkpoint, self._flat.group_shapes(), sizes)": (
-                "engine/test_student.py::test_a_state_file_that_one_rank_cannot_read_ends_the_start_on_all"
+                "engine/test_student.py::test_a_state_file_unreadable_on_one_rank_ends_the_start_on_all"
             ),
         },
     },
     "train/signals.py": {
         "": {
             "'torch.distributed.launch' => 'launch'": (
-                "train/test_signals.py::test_the_end_of_a_launcher_above_asks_the_ranks_to_stop"
+                "train/test_signals.py::test_the_exit_of_an_outer_launcher_asks_the_ranks_to_stop"
             ),
         },
     },

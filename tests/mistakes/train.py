@@ -4,22 +4,22 @@ SCHEDULE = "train/test_schedule.py::test_"
 LOG = "train/test_log.py::test_"
 PLAIN = "train/test_plain_torch.py"
 RATE = f"{SCHEDULE}the_rate_warms_up_to_a_peak_that_scales_with_the_batch_and_falls_to_the_minimum"
-STEPS = f"{SCHEDULE}epochs_become_steps_and_never_none"
-ODD = f"{SCHEDULE}odd_lengths_become_steps"
-WEIGHTS = f"{SCHEDULE}loss_weights_start_whole_and_end_as_scheduled"
+STEPS = f"{SCHEDULE}epochs_become_at_least_one_step"
+ODD = f"{SCHEDULE}fractional_lengths_become_steps"
+WEIGHTS = f"{SCHEDULE}loss_weights_start_at_full_value_and_end_as_scheduled"
 SHARED = f"{SCHEDULE}ranks_share_a_global_batch_in_the_largest_micro_batches_that_fit"
-METER = f"{LOG}the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_speed"
-METER_OF_RANKS = f"{LOG}over_ranks_terms_and_waits_are_means_and_the_speed_is_that_of_all"
+METER = f"{LOG}the_meter_averages_terms_and_excludes_first_steps_and_pauses_from_the_speed"
+METER_OF_RANKS = f"{LOG}over_ranks_terms_and_waits_are_averaged_and_the_speed_is_the_total"
 TRACKIO = "train/test_trackers.py::test_trackio_has_every_value_in_the_run_folder_and_a_resumed_run_continues_its_run"
-INPUTS = "train/test_inputs.py::test_fused_they_are_the_mixed_images_normalised_for_each_model_and_the_same_targets"
+INPUTS = "train/test_inputs.py::test_fused_inputs_equal_mixed_images_normalised_for_each_model_and_the_same_targets"
 OPENED = "train/test_parts.py::test_a_split_is_opened_with_the_settings_of_the_run"
 EXPORTED = "train/test_parts.py::test_the_export_says_how_to_feed_the_student"
 CTRL_C = "train/test_signals.py::test_ctrl_c_asks_once_and_interrupts_the_second_time"
 WATCHDOG = "train/test_watchdog.py::test_"
 HANGS = f"{WATCHDOG}a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not"
 EARLY = f"{WATCHDOG}a_rank_that_waits_before_the_first_step_ends_with_0_soon_after_term"
-URGED = f"{WATCHDOG}a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not"
-TOLD = f"{WATCHDOG}a_rank_that_hangs_or_raises_ends_all_and_each_says_where_it_was"
+URGED = f"{WATCHDOG}a_step_that_hangs_after_term_ends_soon_and_slow_operations_do_not"
+TOLD = f"{WATCHDOG}a_rank_that_hangs_or_raises_ends_all_and_each_logs_its_position"
 
 MISTAKES = {
     "train/watchdog.py": {
@@ -99,9 +99,9 @@ MISTAKES = {
     },
     "train/log.py": {
         "MetricsLog.__init__": {
-            "resumed_step + 1 => 0": f"{LOG}points_of_steps_that_run_again_are_purged",
+            "resumed_step + 1 => 0": f"{LOG}points_of_repeated_steps_are_purged",
             "{False: resumed_step, True: evaluated_step} => {False: resumed_step, True: resumed_step}": (
-                f"{LOG}an_evaluation_that_runs_again_is_dropped_alone"
+                f"{LOG}only_the_evaluation_that_runs_again_is_dropped"
             ),
         },
         "Meter.read": {
@@ -112,12 +112,12 @@ MISTAKES = {
         "_attempt": {
             "try:\n    function()\nexcept OSError as error:\n    ..."
             " => try:\n    function()\nexcept ZeroDivisionError as error:\n    ...": (
-                f"{LOG}a_disk_that_is_full_for_a_moment_costs_nothing_of_the_log"
+                f"{LOG}a_briefly_full_disk_loses_nothing_of_the_log"
             ),
         },
         "_rounded": {
             "float(f'{value:.7g}') if math.isfinite(value) else None => float(f'{value:.7g}')": (
-                f"{LOG}values_that_are_not_finite_are_null_so_that_each_line_stays_json"
+                f"{LOG}non_finite_values_become_null_so_that_each_line_stays_json"
             ),
         },
     },
@@ -139,10 +139,10 @@ MISTAKES = {
             "run.augment if is_train else None => None": OPENED,
             "run.global_batch_size if is_train else None => None": OPENED,
             "classes=classes =>": (
-                "train/test_parts.py::test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order"
+                "train/test_parts.py::test_validation_uses_trainings_class_numbers_and_a_teacher_must_match_their_order"
             ),
             "{'statistics': build.statistics_of(run.student)} => {}": (
-                "train/test_parts.py::test_what_randaugment_uncovers_has_the_mean_colour_of_the_runs_student"
+                "train/test_parts.py::test_pixels_uncovered_by_randaugment_have_the_students_mean_colour"
             ),
         },
         "Parts.student_description": {
@@ -155,22 +155,24 @@ MISTAKES = {
             " => {**..., 'num_classes': len(classes), ...: sorted(classes)}": EXPORTED,
         },
         "teacher_needs": {
-            "needs.logits => True": "train/test_parts.py::test_the_terms_say_what_is_needed_of_the_teacher",
+            "needs.logits => True": "train/test_parts.py::test_the_terms_determine_which_teacher_outputs_are_needed",
             "run.teachers[name].placement != 'replica' => run.teachers[name].placement == 'replica'": (
-                "train/test_parts.py::test_the_terms_say_what_is_needed_of_the_teacher"
+                "train/test_parts.py::test_the_terms_determine_which_teacher_outputs_are_needed"
             ),
         },
         "check_teacher_classes": {
             "run.losses_of(name).needs.logits => False": (
-                "train/test_parts.py::test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order"
+                "train/test_parts.py::test_validation_uses_trainings_class_numbers_and_a_teacher_must_match_their_order"
             ),
         },
         "build_models": {
-            "torch.manual_seed(run.seed) => pass": "train/test_parts.py::test_the_student_starts_from_the_seed_alone",
+            "torch.manual_seed(run.seed) => pass": (
+                "train/test_parts.py::test_the_students_initial_weights_depend_only_on_the_seed"
+            ),
         },
         "build_parts": {
             "check_warmup(run, schedule) =>": (
-                "train/test_parts.py::test_a_run_that_ends_within_its_warm_up_is_refused"
+                "train/test_parts.py::test_a_run_that_ends_within_its_warm_up_is_rejected"
             ),
         },
     },
@@ -186,7 +188,7 @@ MISTAKES = {
         },
         "listen": {
             "signal.set_wakeup_fd(writing, warn_on_full_buffer=False) => pass": (
-                "train/test_watchdog.py::test_a_signal_is_seen_while_the_main_thread_waits_in_a_collective"
+                "train/test_watchdog.py::test_a_signal_is_noticed_while_the_main_thread_waits_in_a_collective"
             ),
         },
     },

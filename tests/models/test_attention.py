@@ -22,7 +22,7 @@ EVAS = [
     "vit_mediumd_patch16_rope_reg1_gap_256",
     "vit_pe_core_tiny_patch16_384",
 ]
-"""One model for each way in which timm's Eva computes queries and keys."""
+"""One model for each of the ways that timm's Eva computes queries and keys."""
 
 
 def model_of(name):
@@ -49,7 +49,7 @@ def inside(monkeypatch, model, images):
 
 
 @pytest.mark.parametrize("name", [*NAMES, *EVAS])
-def test_maps_are_the_attention_inside_the_model_and_its_answers_stay(name, monkeypatch):
+def test_maps_match_the_attention_inside_the_model_and_its_outputs_stay(name, monkeypatch):
     model = model_of(name)
     images = torch.randn(2, 3, *model.patch_embed.img_size)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_maps_are_the_attention_inside_the_model_and_its_answers_stay(name, monk
         assert found.requires_grad and found.std() > 3e-4
 
 
-def test_bf16_maps_are_fp32_and_another_call_has_its_own():
+def test_bf16_models_give_fp32_maps_and_each_call_has_its_own():
     model = build("deit")[0].bfloat16()
     maps = AttentionMaps(model, (0,))
     images = torch.randn(2, 3, 32, 32).bfloat16()
@@ -88,7 +88,7 @@ def test_activation_checkpointing_changes_no_gradient_and_keeps_no_map():
     assert len(grads[0]) == len(grads[1]) > 10 and all(map(torch.equal, *grads))
 
 
-def test_blocks_that_are_compiled_one_by_one_share_no_graph_with_a_tapped_one():
+def test_individually_compiled_blocks_share_no_graph_with_a_tapped_one():
     model = build("deit", depth=2)[0]
     maps, images = AttentionMaps(model, (0,)), torch.randn(2, 3, 32, 32)
     expected = tap_features(model, images, (), maps=maps).maps[0]
@@ -101,7 +101,7 @@ def test_blocks_that_are_compiled_one_by_one_share_no_graph_with_a_tapped_one():
     torch.testing.assert_close(found[0], expected)
 
 
-def test_blocks_whose_attention_is_not_known_are_refused():
+def test_blocks_whose_attention_is_not_known_are_rejected():
     model = timm.create_model("vit_small_patch16_18x2_224", img_size=32, embed_dim=24, depth=1, num_heads=3)
     check_attention(build("deit")[0], (0, -1), role="student", term="x")
     with pytest.raises(ValueError, match="losses.x needs.*block 0 of the teacher is a ParallelThings"):

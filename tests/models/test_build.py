@@ -51,7 +51,7 @@ def test_the_teacher_is_frozen_in_eval_mode_and_the_student_trains():
 
 
 @pytest.mark.parametrize("name", ["deit3_small", "deit3_base", "deit3_large"])
-def test_the_recipes_teachers_are_known_with_their_resolution_and_classes(name):
+def test_the_recipes_teachers_exist_with_their_resolution_and_classes(name):
     model = build._default_model(f"{name}_patch16_224.fb_in22k_ft_in1k", role="teacher")
     assert model.pretrained_cfg["input_size"] == (3, 224, 224) and model.num_classes == 1000
 
@@ -93,7 +93,7 @@ def test_hub_weights_come_through_timm(monkeypatch):
         build_student(StudentConfig(model=TINY, init="hub", model_args={"depth": 2}), IMAGENET_DATA)
 
 
-def test_hub_weights_of_another_resolution_or_patch_size_are_refused_unless_allowed(monkeypatch):
+def test_hub_weights_with_another_resolution_or_patch_size_are_rejected_unless_allowed(monkeypatch):
     data = dataclasses.replace(IMAGENET_DATA, image_size=64)
     with pytest.raises(ValueError, match="image_size=64, got 224 x 224 .*teacher.allow_other_resolution=true"):
         build_teacher(TeacherConfig(model=TINY), data)
@@ -109,7 +109,7 @@ def test_hub_weights_of_another_resolution_or_patch_size_are_refused_unless_allo
     assert torch.equal(student.pos_embed, teacher.pos_embed)
 
 
-def test_an_unreachable_hub_names_the_model(monkeypatch):
+def test_an_unreachable_hub_gives_an_error_that_names_the_model(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("no route")
 
@@ -120,7 +120,7 @@ def test_an_unreachable_hub_names_the_model(monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_file_of_another_resolution_is_refused_unless_allowed(tmp_path, family):
+def test_a_file_with_another_resolution_is_rejected_unless_allowed(tmp_path, family):
     source = source_model(family, image_size=48)
     path = save(source.state_dict(), tmp_path)
     with pytest.raises(ValueError, match=r"4 x 4 patches\), got 6 x 6 .*48 x 48 pixels.*allow_other_resolution"):
@@ -143,7 +143,7 @@ def test_a_file_of_another_resolution_is_refused_unless_allowed(tmp_path, family
     ({"patch_size": 4}, (), {}, r"patch_embed.proj.weight \(48, 3, 4, 4\) for \(48, 3, 8, 8\)"),  # and resize this one
     ({"no_embed_class": True}, (), {}, "must have 17 positions .*got 16"),  # from another kind of model
 ])  # fmt: skip
-def test_a_file_that_does_not_fit_is_refused_with_the_keys_and_nothing_adapted(
+def test_a_file_that_does_not_fit_is_rejected_with_its_keys_and_never_adapted(
     tmp_path, changes, removed, added, message
 ):
     state = source_model("deit", **changes).state_dict() | {key: torch.zeros(shape) for key, shape in added.items()}
@@ -198,7 +198,7 @@ def test_a_students_classifier_is_kept_only_for_the_classes_that_it_was_trained_
     assert torch.equal(student.norm.weight, source_model("deit").norm.weight)
 
 
-def test_a_file_of_another_width_is_refused_without_a_word_of_its_classes(tmp_path, caplog):
+def test_a_file_with_another_width_is_rejected_without_mentioning_its_classes(tmp_path, caplog):
     path = save(source_model("deit", embed_dim=96).state_dict(), tmp_path)
     with caplog.at_level("INFO", "vitkd_ds"), pytest.raises(ValueError, match="student.init=.* does not fit"):
         student_of("deit", path)
@@ -211,14 +211,14 @@ def test_a_file_of_another_width_is_refused_without_a_word_of_its_classes(tmp_pa
     assert "has a classifier of shapes [(5, 48)], but [(5, 48), (5,)] is needed" in caplog.text
 
 
-def test_a_fitting_classifier_is_kept_where_none_is_needed(tmp_path):
+def test_a_matching_classifier_is_kept_even_if_not_needed(tmp_path):
     source = source_model("deit")
     config = TeacherConfig(*FAMILIES["deit"], checkpoint=str(save(source.state_dict(), tmp_path)))
     teacher = build_teacher(config, DATA, needs_logits=False)
     assert teacher.num_classes == 5 and torch.equal(teacher.head.weight, source.head.weight)
 
 
-def test_a_hub_teacher_of_other_classes_loses_its_classifier_where_none_is_needed(monkeypatch):
+def test_a_hub_teacher_for_other_classes_loses_its_classifier_if_not_needed(monkeypatch):
     source = timm.create_model(TINY)
     hub_with(monkeypatch, source.state_dict())
     few_classes = dataclasses.replace(IMAGENET_DATA, num_classes=5)
@@ -246,7 +246,7 @@ def test_a_teacher_of_logits_may_be_any_timm_model(tmp_path, name, data):
         build_teacher(config, data)
 
 
-def test_the_normalisation_is_that_of_the_description_beside_the_weights(tmp_path):
+def test_the_normalisation_comes_from_the_description_next_to_the_weights(tmp_path):
     path = save(source_model("deit").state_dict(), tmp_path)
     path.with_suffix(".json").write_text(json.dumps({"normalization": {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}}))
     expected = Normalization(mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
@@ -280,18 +280,18 @@ def test_half_precision_files_load_into_fp32_models(tmp_path):
     (TINY, {**SMALL, "patch_size": (8, 12)}, r"data.image_size must be a multiple .*8 x 12.*got 32"),
     (TINY, {**SMALL, "patch_size": 12}, r"data.image_size must be a multiple .*12 x 12.*got 32"),
 ])  # fmt: skip
-def test_other_models_and_arguments_are_refused_by_name(name, model_args, message):
+def test_other_models_and_arguments_are_rejected_by_name(name, model_args, message):
     with pytest.raises(ValueError, match=message):
         build_student(StudentConfig(model=name, model_args=model_args), DATA)
 
 
-def test_each_model_has_the_normalisation_of_its_timm_configuration():
+def test_each_models_normalisation_comes_from_its_timm_configuration():
     imagenet = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     assert normalization_of(source_model("deit")) == imagenet
     assert normalization_of(source_model("registers")) == Normalization(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def test_the_statistics_of_a_student_are_those_of_the_model_that_is_built(tmp_path):
+def test_a_students_statistics_match_the_built_model(tmp_path):
     assert statistics_of(StudentConfig(model="vit_tiny_patch16_224")) == ((0.5,) * 3, (0.5,) * 3)
     path = save(source_model("deit").state_dict(), tmp_path)
     path.with_suffix(".json").write_text(json.dumps({"normalization": {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}}))

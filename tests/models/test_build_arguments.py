@@ -35,7 +35,7 @@ def test_the_fields_of_a_models_configuration_are_arguments():
     {"args": {"num_classes": 5, "pretrained_cfg_overlay": {"file": "x.pth"}}},
     {"normalization": {"mean": [0.5] * 3, "std": [0.5] * 3, "hf_hub_id": "someone/model"}},
 ], ids=["argument", "overlay", "normalization"])  # fmt: skip
-def test_a_description_that_names_files_is_refused(tmp_path, change):
+def test_a_description_that_names_files_is_rejected(tmp_path, change):
     description = {"model": TINY, "args": {"num_classes": 5}, "image_size": 32,
                    "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}} | change  # fmt: skip
     save_file({"weight": torch.zeros(1)}, tmp_path / "student.safetensors")

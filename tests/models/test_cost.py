@@ -3,6 +3,6 @@
 from vitkd_ds.models.cost import step_gflops
 
 
-def test_a_training_step_is_three_forwards_of_the_student_and_one_of_the_teacher():
+def test_a_training_step_costs_three_student_forwards_and_one_teacher_forward():
     costs = {"student": {"gflops": 2.0}, "teacher": {"gflops": 5.0}}
     assert step_gflops(costs) == 11 and step_gflops(costs | {"teacher": None}) == 6

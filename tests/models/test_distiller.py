@@ -40,7 +40,7 @@ def batch():
 
 
 @pytest.mark.parametrize("changes", [{}, {"alpha": 0.3}, {"beta": 0.4}, {"mask_ratio": 0.25}, {"scaled": True}])
-def test_each_number_of_a_term_is_that_of_its_loss(batch, changes):
+def test_each_number_of_a_term_reaches_its_loss(batch, changes):
     student, teacher, images, targets, features = batch
     losses = LossesConfig(
         CrossEntropyTerm(weight=1), KDTerm(weight=1, temperature=3.0), NKDTerm(weight=1, temperature=2.0, gamma=1.5),
@@ -85,7 +85,7 @@ def test_the_blocks_and_grids_of_vitkd_reach_it():
     assert part(student, teacher, None) == {f"vitkd_{name}": expected[name] for name in ("mimic", "generate")}
 
 
-def test_norms_biases_and_what_timm_names_do_not_decay():
+def test_norms_biases_and_weights_listed_by_timm_do_not_decay():
     losses, (student, teacher) = LossesConfig(vitkd=ViTKDTerm(weight=1)), map(source_model, ("deit", "registers"))
     student.patch_embed.proj.weight.requires_grad_(False)
     distiller = Distiller(student, losses, {"teacher": check_pair(student, teacher, losses, image_size=32)})
@@ -129,7 +129,7 @@ def test_each_term_compares_the_teacher_that_it_names(batch):
         assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-6)
 
 
-def test_a_student_of_logits_alone_has_no_parameters_of_a_loss_and_needs_no_tokens(batch):
+def test_a_student_with_only_logit_terms_needs_no_loss_parameters_or_tokens(batch):
     student, _, images, targets, features = batch
     losses = LossesConfig(nkd=NKDTerm(weight=1))
     distiller = Distiller(student, losses, {"teacher": None})
@@ -158,14 +158,14 @@ def parts_of(batch, **terms):
     ("kd", {"temperature": 2.0, "standardize": True},
      lambda s, t, y: kd_loss(s, t, temperature=2.0, standardize=True)),
 ])  # fmt: skip
-def test_each_number_of_a_term_of_logits_is_that_of_its_loss(batch, name, numbers, expected):
+def test_each_number_of_a_logit_term_reaches_its_loss(batch, name, numbers, expected):
     student, _, images, targets, features = batch
     _, found = parts_of(batch, **{name: TERMS[name](weight=1, **numbers)})
     value = expected(student.eval()(images), features.logits_BK, targets)
     assert found[name].item() == pytest.approx(value.item(), rel=1e-5)
 
 
-def test_dist_of_all_ranks_gathers_both_models_logits_and_that_of_the_micro_batch_none(batch):
+def test_dist_over_all_ranks_gathers_both_models_logits_and_dist_per_micro_batch_none(batch):
     student, teacher, images, targets, features = batch
     for scope, expected in (("all_ranks", 2), ("micro_batch", 0)):
         seen = []
@@ -180,7 +180,7 @@ def test_dist_of_all_ranks_gathers_both_models_logits_and_that_of_the_micro_batc
         assert len(seen) == expected and all(values.shape == (3, 5) for values in seen)
 
 
-def test_spectral_compares_the_blocks_that_are_named_one_by_one(batch):
+def test_spectral_compares_the_named_blocks_in_pairs(batch):
     student, _, images, _, features = batch
     term = SpectralTerm(weight=1, student_blocks=(1, 0), teacher_blocks=(0, 1))
     _, found = parts_of(batch, spectral=term)
@@ -190,7 +190,7 @@ def test_spectral_compares_the_blocks_that_are_named_one_by_one(batch):
     assert found["spectral"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_numbers_of_relation_and_feature_reach_them(batch):
+def test_numbers_of_relation_and_feature_reach_their_losses(batch):
     distiller, found = parts_of(batch, relation=RelationTerm(weight=1, temperature=0.5, queue=7))
     assert distiller.relation.queue_QD.shape == (7, 96)
     own = tap_features(batch[0].eval(), batch[2], ())
@@ -201,7 +201,7 @@ def test_numbers_of_relation_and_feature_reach_them(batch):
     assert distiller.feature.num_calibrating == 5 and distiller.feature.targets["patches"].kind == "phi_s"
 
 
-def test_balanced_terms_have_the_factors_of_the_step_and_those_of_the_next_are_learnt(batch):
+def test_balanced_terms_use_the_current_factors_and_the_next_ones_are_learned(batch):
     student, _, images, targets, features = batch
     losses = LossesConfig(nkd=NKDTerm(weight=1), balance=True)
     distiller = Distiller(student, losses, {"teacher": None}).eval()
@@ -220,7 +220,7 @@ def test_balanced_terms_have_the_factors_of_the_step_and_those_of_the_next_are_l
     assert "balance" not in dict(plain.named_modules())
 
 
-def test_the_factors_are_learnt_of_all_ranks_terms(batch):
+def test_factors_are_learned_from_all_ranks_terms(batch):
     def gather(values):
         return torch.cat([values, 3 * values])
 

@@ -34,7 +34,7 @@ def test_logits_are_the_models_own_bit_for_bit(name, dtype):
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_features_are_what_hooks_on_the_blocks_see_without_prefix_tokens(name):
+def test_features_match_hooks_on_the_blocks_without_prefix_tokens(name):
     model, prefix = build(name)
     seen = {}
     for i, block in enumerate(model.blocks):
@@ -50,7 +50,7 @@ def test_features_are_what_hooks_on_the_blocks_see_without_prefix_tokens(name):
 
 
 @pytest.mark.parametrize("blocks", [(1, 0), (0, 4), (-1, 0), (0, 0)])
-def test_blocks_that_do_not_ascend_within_the_model_are_refused(blocks):
+def test_blocks_out_of_order_or_range_are_rejected(blocks):
     model, _ = build("deit")
     with pytest.raises(ValueError, match="blocks must ascend within 0..3"):
         tap_features(model, torch.zeros(1, 3, 32, 32), blocks=blocks)
@@ -58,7 +58,7 @@ def test_blocks_that_do_not_ascend_within_the_model_are_refused(blocks):
 
 @pytest.mark.parametrize("name", ["convnext_atto", "regnety_002", "swin_tiny_patch4_window7_224", "cait_xxs24_224"])
 @torch.no_grad()
-def test_other_models_give_logits_and_their_last_map_and_say_so_where_blocks_are_tapped(name):
+def test_other_models_give_logits_and_their_last_map_and_an_error_if_blocks_are_tapped(name):
     size = 64 if name in ("convnext_atto", "regnety_002") else 224
     model, images = timm.create_model(name, num_classes=7).eval(), torch.randn(2, 3, size, size)
     seen = []
@@ -83,7 +83,7 @@ def test_other_models_give_logits_and_their_last_map_and_say_so_where_blocks_are
     assert tap_features(vit, images[:, :, :32, :32], blocks=()).final_BPD.shape == (2, 16, 24)
 
 
-def test_train_mode_and_gradients_are_the_models_own():
+def test_train_mode_and_gradients_match_the_model():
     model, _ = build("deit", drop_path_rate=0.5)
     features = tap_features(model.train(), torch.randn(4, 3, 32, 32))
     features.final_BPD.sum().backward()

@@ -37,7 +37,7 @@ def test_a_probe_gives_a_headless_teacher_logits(tmp_path, width, seen):
         torch.testing.assert_close(tap_features(teacher, images, blocks).logits_BK, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_probe_of_other_classes_or_widths_is_refused(tmp_path):
+def test_a_probe_with_other_classes_or_width_is_rejected(tmp_path):
     path = save("dinov3", tmp_path)
     for shapes, message in {
         ((5, 48), (5,)): r"shape \(10, 48\) or \(10, 96\) .*got \(5, 48\)",
@@ -70,7 +70,7 @@ def test_images_are_resized_for_the_teacher_and_then_normalised(dtype):
     assert torch.equal(same.apply(images, torch.float32), plain.apply(images, torch.float32))
 
 
-def test_a_teacher_of_its_own_size_has_its_own_grid_and_cost():
+def test_a_teacher_with_its_own_image_size_has_its_own_grid_and_cost():
     run = build_run("demo")
     own = replace(
         run.teachers["teacher"],
@@ -89,7 +89,7 @@ def test_a_teacher_of_its_own_size_has_its_own_grid_and_cost():
         build_models(replace(run, teachers={"teacher": replace(larger.teachers["teacher"], image_size=30)}, debug=True))
 
 
-def test_the_licence_is_that_of_timms_weights_and_of_no_others(tmp_path):
+def test_a_licence_is_stated_only_for_timms_weights(tmp_path):
     path = str(save("dinov3", tmp_path))
     assert license_of(TeacherConfig(model=DINO)) == license_of(TeacherConfig(model=DINO, checkpoint=path))
     assert license_of(TeacherConfig(model=DINO)) == "dinov3-license"
@@ -105,7 +105,7 @@ def test_the_licence_is_that_of_timms_weights_and_of_no_others(tmp_path):
     assert license_of(TeacherConfig(model="deit_tiny_patch16_224", checkpoint=path)) == "mit, apache-2.0"
 
 
-def test_students_of_batch_norm_are_refused_and_others_than_vision_transformers_where_blocks_are_compared():
+def test_batch_norm_students_are_rejected_and_block_terms_need_vision_transformers():
     data = DataConfig(train="", val="", image_size=64, num_classes=10)
     with pytest.raises(ValueError, match="student.model=resnet18 has batch norm"):
         build_student(StudentConfig(model="resnet18"), data, needs_blocks=False)
@@ -152,7 +152,7 @@ OTHER_STUDENTS = [("swin_tiny_patch4_window7_224", "use"), ("convnext_atto", "ig
 
 
 @pytest.mark.parametrize("model, size", [("convnext_atto", 32), ("regnety_002", 32), *costly(OTHER_TEACHERS)])
-def test_teachers_of_other_families_make_a_step(tmp_path, demo_cache, model, size):
+def test_teachers_of_other_families_train_one_step(tmp_path, demo_cache, model, size):
     command = [
         "--recipe=demo", "--debug", "--max_steps=1", "--optim.warmup_epochs=0", f"--workdir={tmp_path / 'run'}",
         f"--teacher.model={model}", "--teacher.model_args={}", "--teacher.checkpoint=random",
@@ -165,7 +165,7 @@ def test_teachers_of_other_families_make_a_step(tmp_path, demo_cache, model, siz
     assert outcome["summary"]["steps"] == 1
 
 
-def test_a_teacher_whose_buffers_are_made_of_its_weights_is_read_whole_and_makes_a_step(tmp_path, demo_cache):
+def test_a_teacher_with_buffers_derived_from_weights_is_read_completely_and_trains_one_step(tmp_path, demo_cache):
     name, args = "vit_small_patch16_rope_mixed_224", {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 7}
     teacher = timm.create_model(name, img_size=28, num_classes=10, **args)
     save_file({key: value.contiguous() for key, value in teacher.state_dict().items()}, tmp_path / "own.safetensors")

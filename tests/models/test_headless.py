@@ -10,7 +10,7 @@ from vitkd_ds.config.run import StudentConfig, TeacherConfig
 from vitkd_ds.models.build import build_student, build_teacher
 
 
-def test_where_the_data_has_no_classes_a_classifier_is_left_out_and_all_else_is_loaded(tmp_path, caplog):
+def test_for_data_without_classes_everything_but_the_classifier_is_loaded(tmp_path, caplog):
     source, data = source_model("deit"), dataclasses.replace(DATA, num_classes=0)
     path = save(source.state_dict(), tmp_path)
     with caplog.at_level("INFO", "vitkd_ds"):

@@ -16,7 +16,7 @@ VITKD = LossesConfig(vitkd=ViTKDTerm(weight=1))
     ("regnety_002", 64, (2, 2)), ("swin_tiny_patch4_window7_224", 224, (7, 7)), ("cait_xxs24_224", 224, (14, 14)),
     ("volo_d1_224", 224, None), ("crossvit_tiny_240", 240, None),
 ])  # fmt: skip
-def test_a_pair_with_a_teacher_of_another_kind_has_its_map_and_one_without_is_refused(name, size, grid):
+def test_a_teacher_of_another_kind_is_paired_by_its_feature_map_or_rejected_without_one(name, size, grid):
     teacher = timm.create_model(name, num_classes=5)
     student = timm.create_model(TINY, num_classes=5, img_size=size, patch_size=16 if size != 240 else 12)
     losses = LossesConfig(vkd=VkDTerm(weight=1))
@@ -44,13 +44,13 @@ def test_a_pair_may_differ_in_width_depth_and_grid():
     ({"depth": 4}, (0, 2), "the student has 2 blocks, got 2"),
     ({}, (0, -1), "got -1"),
 ])  # fmt: skip
-def test_a_pair_with_other_classes_or_too_few_blocks_is_refused(changes, blocks, message):
+def test_a_pair_with_other_classes_or_too_few_blocks_is_rejected(changes, blocks, message):
     with pytest.raises(ValueError, match=message):
         losses = LossesConfig(vitkd=ViTKDTerm(weight=1, blocks=blocks))
         check_pair(source_model("deit"), source_model("deit3", **changes), losses, image_size=32)
 
 
-def test_a_teacher_of_another_kind_is_asked_at_its_own_size():
+def test_a_teacher_of_another_kind_is_run_at_its_own_size():
     teacher = timm.create_model("regnety_002", num_classes=5)
     student = timm.create_model(TINY, num_classes=5, img_size=64)
     sizes = {"image_size": 64, "teacher_image_size": 96}
@@ -58,5 +58,5 @@ def test_a_teacher_of_another_kind_is_asked_at_its_own_size():
     assert (info.student_grid, info.teacher_grid) == ((4, 4), (3, 3))
 
 
-def test_a_teacher_without_classes_fits_any():
+def test_a_teacher_without_classes_fits_any_student():
     assert check_pair(source_model("deit"), source_model("deit3", num_classes=0), VITKD, image_size=32)

@@ -50,7 +50,7 @@ def answer_of(model, images, kept):
 
 
 @pytest.mark.parametrize("name", ["deit", "distilled deit", "registers"])
-def test_the_attention_is_the_one_inside_timm_and_the_logits_are_the_models(name):
+def test_the_attention_matches_timms_own_and_the_logits_match_the_model(name):
     model, _ = build(name)
     images = torch.randn(3, 3, 32, 32)
     features, attention = logits_and_attention(model, images)
@@ -61,7 +61,7 @@ def test_the_attention_is_the_one_inside_timm_and_the_logits_are_the_models(name
 
 
 @torch.no_grad()
-def test_the_teacher_sees_the_chosen_patches_where_they_were():
+def test_the_teacher_sees_the_chosen_patches_at_their_positions():
     model, _ = build("deit iii")
     images, kept = torch.randn(2, 3, 32, 32), torch.tensor([[3, 0, 9], [15, 2, 1]])
     model.patch_drop = KeptTokens(model.num_prefix_tokens)
@@ -72,7 +72,7 @@ def test_the_teacher_sees_the_chosen_patches_where_they_were():
     torch.testing.assert_close(whole, build("deit iii")[0](images))
 
 
-def test_models_whose_attention_cannot_choose_are_refused():
+def test_models_whose_attention_cannot_choose_are_rejected():
     small, (student, teacher) = {"img_size": 32, "num_classes": 7}, make_models()
     check_selection(student, teacher, 8)
     others = {
@@ -94,7 +94,7 @@ def test_terms_of_tokens_are_refused(term):
         parse_run((), FLAGS | {f"losses.{term}.weight": "1"})
 
 
-def test_a_run_of_models_that_do_not_fit_is_refused():
+def test_a_run_with_incompatible_models_is_rejected():
     run = replace(
         parse_run((), FLAGS), teachers={"teacher": replace(parse_run((), FLAGS).teachers["teacher"], keep_tokens=49)}
     )

@@ -55,7 +55,7 @@ def test_each_head_has_its_own_term_and_the_mean_of_both_answers_in_eval(blocks)
     torch.testing.assert_close(student.eval()(images), (first + second) / 2)
 
 
-def test_a_student_without_the_token_is_refused():
+def test_a_student_without_the_token_is_rejected():
     losses = LossesConfig(distillation_token=DistillationTokenTerm(weight=1))
     with pytest.raises(ValueError, match="needs a student with a distillation token, got a VisionTransformer"):
         check_pair(build("deit")[0], build("deit iii")[0], losses, image_size=32)
@@ -70,7 +70,7 @@ def test_half_of_the_patches_halve_the_teachers_cost():
     assert 0.47 < kept["teacher"]["gflops"] / whole["teacher"]["gflops"] < 0.52
 
 
-def test_variants_train_are_named_and_are_rebuilt_by_timm(tmp_path, demo_cache):
+def test_variants_train_are_named_and_can_be_rebuilt_by_timm(tmp_path, demo_cache):
     terms = ["--losses.nkd.weight=0", "--losses.vitkd.weight=0"]
     common = ["--recipe=demo", "--debug", "--max_steps=2", "--optim.warmup_epochs=0", *terms]
     variants = {

@@ -32,13 +32,13 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("container", ["", "model", "state_dict", "model_state_dict", "model_ema"])
-def test_pickles_are_read_plain_and_from_each_container_before_an_average(tmp_path, suffix, container):
+def test_pickles_are_read_plain_or_from_a_container_that_takes_precedence_over_an_average(tmp_path, suffix, container):
     state, path = small_state(), tmp_path / f"checkpoint{suffix}"
     torch.save({"model_ema": small_state(), container: state, "epoch": 3} if container else state, path)
     assert_same(load_state_dict_file(path), state)
 
 
-def test_the_facebookresearch_format_is_read_with_its_namespace_which_is_allowed_only_meanwhile(tmp_path):
+def test_the_facebookresearch_format_allows_its_namespace_only_while_reading(tmp_path):
     state = small_state()
     args = argparse.Namespace(model="deit_tiny_patch16_224", lr=5e-4, drop=None)
     optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-3}]}
@@ -50,12 +50,12 @@ def test_the_facebookresearch_format_is_read_with_its_namespace_which_is_allowed
 @pytest.mark.parametrize("prefix", [
     "module.", "model.", "_orig_mod.", "student.", "module.student.", "module._orig_mod.", "_orig_mod.module.model.",
 ])  # fmt: skip
-def test_wrapper_prefixes_are_removed_however_nested(prefix):
+def test_nested_wrapper_prefixes_are_removed(prefix):
     state = small_state()
     assert_same(strip_prefixes({prefix + key: tensor for key, tensor in state.items()}), state)
 
 
-def test_only_the_student_of_a_distillers_checkpoint_is_taken():
+def test_only_the_student_of_a_distillers_checkpoint_is_loaded():
     state = small_state()
     distiller = {f"student.{key}": tensor for key, tensor in state.items()}
     distiller |= {f"teacher.{key}": torch.zeros(1) for key in (*state, "more.weight", "more.bias", "yet.more")}
@@ -63,7 +63,7 @@ def test_only_the_student_of_a_distillers_checkpoint_is_taken():
     assert_same(strip_prefixes({f"module.{key}": tensor for key, tensor in distiller.items()}), state)
 
 
-def test_a_prefix_that_few_keys_carry_stays_and_two_tensors_for_one_name_are_an_error():
+def test_a_rare_prefix_stays_and_two_tensors_for_one_name_are_an_error():
     state = small_state() | {"module.extra": torch.zeros(1)}
     assert_same(strip_prefixes(state), state)
     with pytest.raises(ValueError, match="two tensors for head.weight"):
@@ -77,7 +77,7 @@ def test_timm_keys_and_unknown_keys_stay_as_they_are():
     assert list(timm_keys(foreign)) == ["blocks.11.norm1.weight", "head.layers.pre_logits.weight"]
 
 
-def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
+def test_a_pickle_that_runs_code_is_rejected_and_not_run(tmp_path):
     folder = tmp_path / "made_by_the_pickle"
 
     class RunsCode:
@@ -93,7 +93,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
     assert not folder.exists()
 
 
-def test_the_conversion_that_a_refusal_offers_works(tmp_path):
+def test_the_conversion_suggested_by_the_error_works(tmp_path):
     state = small_state()
     path = tmp_path / "with space.pth"
     torch.save({"state_dict": state, "meta": fractions.Fraction(1, 3)}, path)
@@ -126,7 +126,7 @@ def test_a_missing_file_and_an_unknown_suffix_are_errors(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02]", b"PK\x03\x04 half a zip", 1, 100, 400])
-def test_a_damaged_file_and_one_cut_short_are_named(tmp_path, suffix, content):
+def test_damaged_and_truncated_files_are_named(tmp_path, suffix, content):
     path = tmp_path / f"damaged{suffix}"
     torch.save(small_state(), path)
     path.write_bytes(path.read_bytes()[:-content] if isinstance(content, int) else content)
@@ -223,7 +223,7 @@ TRANSFORMERS = (
 @pytest.mark.parametrize("library, state", [
     ("torchvision", torchvision_state()), ("transformers", {name: torch.zeros(1) for name in TRANSFORMERS}),
 ])  # fmt: skip
-def test_a_file_of_another_library_is_named_with_what_to_give_instead(tmp_path, library, state):
+def test_a_file_of_another_library_is_named_with_the_file_to_use_instead(tmp_path, library, state):
     save_file(state, tmp_path / "foreign.safetensors")
     name, args = FAMILIES["deit"]
     config = TeacherConfig(model=name, model_args=args, checkpoint=str(tmp_path / "foreign.safetensors"))

@@ -14,12 +14,12 @@ SMALL = {
 }
 
 
-def test_the_same_seed_draws_the_same_mutants_and_another_seed_others():
+def test_the_seed_determines_the_mutants():
     assert draw(SMALL, 6, seed=1) == draw(SMALL, 6, seed=1)
     assert draw(SMALL, 6, seed=1) != draw(SMALL, 6, seed=2)
 
 
-def test_all_mutants_are_drawn_once_and_none_that_changes_nothing():
+def test_each_mutant_is_drawn_at_most_once_and_changes_the_code():
     drawn = draw(SMALL, 1000, seed=1)
     trees = {file: ast.unparse(ast.parse(text)) for file, text in SMALL.items()}
     found = [(mutant.file, ast.unparse(ast.parse(mutated(SMALL[mutant.file], mutant.number)))) for mutant in drawn]

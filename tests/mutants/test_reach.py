@@ -30,7 +30,7 @@ class A:
 '''
 
 
-def test_instrumented_functions_record_the_test_once_and_return_what_they_did(tmp_path, monkeypatch):
+def test_instrumented_functions_record_the_test_once_and_return_the_same_values(tmp_path, monkeypatch):
     recorder = types.ModuleType("vitkd_ds._reached")
     exec(RECORDER, recorder.__dict__)
     monkeypatch.setitem(sys.modules, "vitkd_ds._reached", recorder)
@@ -45,7 +45,7 @@ def test_instrumented_functions_record_the_test_once_and_return_what_they_did(tm
     assert (tmp_path / "reached").read_text().splitlines() == [f"7 {test}", f"9 {test}"]
 
 
-def test_a_set_up_counts_for_all_tests_of_its_file_and_failed_tests_for_nothing(monkeypatch):
+def test_fixtures_count_for_all_tests_of_their_file_and_failed_tests_for_none(monkeypatch):
     monkeypatch.setattr("tests.mutants.reach.numbered", lambda: [("a.py", "f"), ("a.py", "g")])
     tests = {"t.py::one": (1.0, "passed"), "t.py::two": (2.0, "passed"), "t.py::bad": (1.0, "failed")}
     record = {"file": "t.py", "code": 1, "tests": tests, "reached": [[0, ""], [1, "t.py::two"], [1, "t.py::bad"]]}
@@ -54,13 +54,13 @@ def test_a_set_up_counts_for_all_tests_of_its_file_and_failed_tests_for_nothing(
     assert reach.functions == {"a.py": {"f": {"t.py::one", "t.py::two"}, "g": {"t.py::two"}}}
 
 
-def test_the_mirroring_files_of_tests_are_found():
+def test_the_test_files_that_mirror_a_module_are_found():
     assert mirrored("checkpoint/lock.py") == ["checkpoint/test_lock.py"]
     assert mirrored("cli.py") == ["test_cli.py"]
     assert mirrored("commands/doctor/rows.py") == ["commands/test_doctor.py"]
 
 
-def test_mirroring_tests_come_first_then_those_that_reach_the_function_the_shortest_first():
+def test_mirroring_tests_come_first_then_the_shortest_that_reach_the_function():
     mirror = "checkpoint/test_lock.py::test_m"
     seconds = {"x.py::long": 9.0, "x.py::short": 1.0, mirror: 20.0, "x.py::other": 0.1}
     functions = {"checkpoint/lock.py": {"_read": {"x.py::long", "x.py::short"}, "holder_of": {"x.py::other"}}}

@@ -69,11 +69,11 @@ def test_each_operator_makes_its_changes(operator, old, news):
         "with open(a) as b:\n    pass".replace("open(a)", "a"),
     ],
 )
-def test_prose_annotations_and_imports_have_no_sites(text):
+def test_prose_annotations_and_imports_have_no_mutation_sites(text):
     assert [site.operator for site in sites(ast.parse(text))] == []
 
 
-def test_a_printed_text_stays_but_the_whole_call_may_go():
+def test_printed_text_stays_but_the_whole_call_may_be_removed():
     assert [site.operator for site in sites(ast.parse("print('key', a + 1)"))] == ["drop call"]
 
 

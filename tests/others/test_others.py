@@ -52,7 +52,7 @@ def test_its_source_is_packed_and_its_loss_teacher_and_tracker_train(tmp_path):
     assert json.loads((run / "config.json").read_text())["models"]["teacher"]["model"] == "wide_vit"
 
 
-def test_a_stored_run_can_name_no_code(monkeypatch, tmp_path):
+def test_a_stored_run_cannot_name_code(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(install(tmp_path / "site"))
     stored = as_dict(build_run("demo"))
     for value in ("extras_part:Lines", "lines:", "os:system"):

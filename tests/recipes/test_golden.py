@@ -107,7 +107,7 @@ def settings():
     return json.loads(json.dumps(found))
 
 
-def test_every_recipe_default_and_published_number_is_the_recorded_one():
+def test_every_recipe_default_and_published_number_matches_the_record():
     golden, found = json.loads(GOLDEN.read_text()), settings()
     before, now = flat(golden), flat(found)
     different = [f"{name}: {before.get(name, 'nothing')!r} -> {now.get(name, 'nothing')!r}"

@@ -67,7 +67,7 @@ def test_a_run_folder_its_config_and_a_bare_run_are_recipes(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("resume, warnings", [("/old/run", 1), ("none", 0)])
-def test_a_stored_run_resumes_automatically_and_warns_where_it_had_begun_elsewhere(tmp_path, caplog, resume, warnings):
+def test_a_stored_run_resumes_automatically_and_warns_if_it_started_elsewhere(tmp_path, caplog, resume, warnings):
     folder = store(tmp_path / "x", replace(build_run("demo"), resume=resume, extend=True))
     with caplog.at_level(logging.WARNING):
         assert build_run(str(folder)) == build_run("demo")
@@ -99,13 +99,13 @@ def broken(path, value):
     ("[1]", r"a run must be a JSON object, got \[1\]"),
     ("{", "Expecting"),
 ])  # fmt: skip
-def test_a_file_that_holds_no_run_is_refused_by_name(tmp_path, text, message):
+def test_a_file_without_a_run_is_rejected_by_name(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=f"config.json contains no run of this version: {message}"):
         build_run(str(tmp_path))
 
 
-def test_what_is_no_recipe_is_refused():
+def test_an_unknown_recipe_is_rejected():
     with pytest.raises(ValueError, match="no run at runs/none: No such file"):
         build_run("runs/none")
     with pytest.raises(ValueError, match="--recipe  is not a recipe: valid names are"):

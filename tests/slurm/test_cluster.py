@@ -20,7 +20,7 @@ def test_the_demo_trains_on_two_nodes_of_two_ranks(cluster, tmp_path):
     assert "command: train.py" in cluster.log(job).splitlines()[0] and "node[1-2], 4 ranks" in cluster.log(job)
 
 
-def test_a_refused_job_ends_at_once_and_its_log_lies_in_logs_of_the_checkout(cluster, tmp_path):
+def test_a_rejected_job_ends_at_once_and_its_log_is_in_the_checkouts_logs_folder(cluster, tmp_path):
     for name in ("slurm", "ds_configs", "vitkd_ds"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "logs").mkdir()
@@ -31,7 +31,7 @@ def test_a_refused_job_ends_at_once_and_its_log_lies_in_logs_of_the_checkout(clu
     assert "did you mean workdir" in (tmp_path / "logs" / f"vitkd_tiny-{job}.log").read_text()
 
 
-def test_data_that_one_node_lacks_are_refused_by_all_and_the_job_is_not_requeued(cluster, tmp_path, small_beton):
+def test_if_one_node_lacks_data_all_ranks_exit_and_the_job_is_not_requeued(cluster, tmp_path, small_beton):
     copies = [cluster.disk("node1") / f"x.beton{suffix}" for suffix in ("", ".json")]
     for copy, suffix in zip(copies, ("", ".json")):
         shutil.copy(f"{small_beton}{suffix}", copy)

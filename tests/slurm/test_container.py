@@ -36,7 +36,7 @@ def test_both_recipes_copy_the_same_files_and_name_the_same_decoder():
         assert "rm -f vitkd_ds/data/beton/_decode*.so && make setup" in text
 
 
-def test_make_setup_finds_all_it_reads_among_the_copied_files(tmp_path):
+def test_the_copied_files_include_all_that_make_setup_reads(tmp_path):
     copy_to(tmp_path)
     clean = {"cwd": tmp_path, "env": {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, "check": True, "text": True}
     told = subprocess.run(["make", "--dry-run", "setup"], stdout=subprocess.PIPE, **clean).stdout

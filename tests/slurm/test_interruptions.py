@@ -47,7 +47,7 @@ def test_slurms_own_signal_before_the_time_limit_saves_and_resumes_to_the_same_w
     assert start_of(cluster, job) >= 2 and cluster.job(job)["TimeLimit"] == "00:02:00"
 
 
-def test_usr1_while_python_imports_counts_and_a_requeue_by_hand_saves(cluster, whole, workdir):
+def test_usr1_during_imports_counts_and_a_manual_requeue_saves(cluster, whole, workdir):
     job = submit(cluster, workdir)
     cluster.until_logged(job, "start: run folder")
     cluster.until(lambda: len(ranks_of(cluster, workdir)) >= 2, "two ranks", 30, job)
@@ -70,7 +70,7 @@ def test_a_preempted_job_makes_way_and_resumes_to_the_same_weights(cluster, whol
 
 
 @pytest.mark.parametrize("code, limit_s", [(1, KILL_WAIT_S), (0, 60 + KILL_WAIT_S)], ids=["fails", "leaves"])
-def test_ranks_that_notice_nothing_are_ended_when_one(code, limit_s, cluster, tmp_path):
+def test_unaware_ranks_are_ended_when_one(code, limit_s, cluster, tmp_path):
     """As with NCCL: after one rank has exited, another may hang in a collective and ignore TERM."""
     fake = tmp_path / "python"
     fake.write_text(f"""#!/bin/bash
@@ -88,7 +88,7 @@ exec sleep 600
 @pytest.mark.parametrize("lost", [
     "a rank", pytest.param("the slurmd of a node", marks=pytest.mark.long), "a node",
 ])  # fmt: skip
-def test_a_loss_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, workdir, lost):
+def test_losing_a_rank_or_node_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, workdir, lost):
     job = started(cluster, workdir)
     if lost == "a rank":
         os.kill(ranks_of(cluster, workdir)[-1], signal.SIGKILL)
@@ -127,7 +127,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled_and_another_number_of_ranks_t
     assert cluster.job(job)["JobState"] == "CANCELLED" and start_of(cluster, job) == 1
 
 
-def test_a_job_that_a_task_of_an_array_submits_comes_back_itself_and_leaves_the_task_alone(cluster, whole, workdir):
+def test_a_job_submitted_by_an_array_task_requeues_itself_and_not_the_task(cluster, whole, workdir):
     inner = f"slurm/vitkd_tiny.sh {' '.join(OPTIONS)} --workdir={workdir}"
     flags = f"--parsable --output={cluster.folder}/job-%j.log {' '.join(TWO_NODES)}"
     words = ["--array=3-3", "--cpus-per-task=1", "--wrap", f"sbatch {flags} {inner}; sleep 600"]

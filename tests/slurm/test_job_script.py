@@ -38,7 +38,7 @@ def test_shellcheck_finds_nothing():
     subprocess.run([shellcheck, "-x", *map(str, scripts)], cwd=ROOT, check=True)
 
 
-def test_every_option_reaches_train_py_with_its_spaces_and_command_commit_and_nodes_are_printed_first(tmp_path):
+def test_options_reach_train_py_unchanged_after_command_commit_and_nodes_are_printed(tmp_path):
     odd = ["--data.train=a file.beton", "--data.val", "$HOME/*.beton", '--student.model_args={"depth": 3}']
     ended = run_script(tmp_path, *DEMO, *odd, done=True, asks=True)
     assert ended.code == 0 and not ended.is_requeued, ended.log
@@ -62,7 +62,7 @@ def test_one_srun_starts_the_ranks_with_what_they_need(tmp_path):
     assert environ["RANK"] is None, "a launcher rank from sbatch's shell is ignored"
 
 
-def test_a_port_that_is_in_use_is_left_out(tmp_path):
+def test_a_used_port_is_skipped(tmp_path):
     with socket.socket() as listener:
         for job in range(7, 750):
             with suppress(OSError):  # a concurrent test run may hold the port of an earlier job
@@ -120,7 +120,7 @@ def test_a_job_that_always_fails_is_started_again_max_failures_times(tmp_path):
 
 
 @pytest.mark.parametrize("content, count", [("a[$(touch RAN)]", 1), ("08", 9), ("7 + 1", 1), ("", 1)])
-def test_a_file_that_counts_failures_is_a_number_and_never_run(tmp_path, content, count):
+def test_the_failure_count_file_is_read_as_a_number_and_never_executed(tmp_path, content, count):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "failures-7").write_text(content.replace("RAN", str(tmp_path / "ran")))
     ended = run_script(tmp_path, *DEMO, code=1, MAX_FAILURES="20")
@@ -128,7 +128,7 @@ def test_a_file_that_counts_failures_is_a_number_and_never_run(tmp_path, content
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_sbatch_inherits_from_another_job_is_not_taken_for_its_own(tmp_path):
+def test_variables_inherited_from_another_job_are_ignored(tmp_path):
     inherited = {"SLURM_ARRAY_JOB_ID": "3", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "1"}
     truth = {"STUB_BEGAN": "0", "STUB_RESTARTS": "0"}
     truth |= {"VITKD_DS_START": "3.0", "MASTER_ADDR": "10.9.9.9", "MASTER_PORT": "1"}
@@ -142,13 +142,13 @@ def test_what_sbatch_inherits_from_another_job_is_not_taken_for_its_own(tmp_path
     assert task.of("python")[-1]["environ"]["SLURM_ARRAY_TASK_ID"] == "2"
 
 
-def test_a_job_of_which_slurm_says_nothing_does_not_start(tmp_path):
+def test_a_job_unknown_to_slurm_does_not_start(tmp_path):
     ended = run_script(tmp_path, *DEMO, done=True, silent=7, STUB_SILENT_AT_FIRST="1")
     assert ended.code == 1 and ended.train is None and "Slurm does not say what job 7 is" in ended.log
     assert run_script(tmp_path, *DEMO, done=True, silent=6, STUB_SILENT_AT_FIRST="1").train
 
 
-def test_stops_that_save_nothing_are_followed_by_ten_starts_and_are_counted_anew_after_a_checkpoint(tmp_path):
+def test_ten_starts_may_follow_stops_without_a_save_and_a_checkpoint_resets_the_count(tmp_path):
     stops = [run_script(tmp_path, *DEMO, code=143 * (i % 2), MAX_FAILURES="0") for i in range(11)]
     assert [stop.is_requeued for stop in stops] == [True] * 10 + [False] and stops[-1].code == 1
     assert "stop 11 in a row at checkpoint none" in stops[-1].log
@@ -167,7 +167,7 @@ def test_a_signal_asks_the_ranks_to_save_and_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize("limit, is_ended", [
     ("00:01:00", True), ("1-00:00:00", False),
 ])  # fmt: skip
-def test_a_step_that_does_not_stop_is_ended_before_the_time_limit_and_the_job_comes_back(tmp_path, limit, is_ended):
+def test_a_step_that_does_not_stop_is_ended_before_the_time_limit_and_the_job_is_requeued(tmp_path, limit, is_ended):
     """As when the slurmstepd has died and srun waits for ever."""
     how = {"signal": "USR1", "checkpoint": "step00000004", "STUB_DEAF": "1", "STUB_LIMIT": limit}
     ended = run_script(tmp_path, *DEMO, **how)
@@ -187,7 +187,7 @@ WAITS = [1, 2, 4, 8, 16, 32]
      "not requeued, as Slurm does not say whether this job was cancelled; checkpoint step00000004"),
     ({"STUB_REFUSES": "1"}, 1, WAITS, 7, "Slurm did not requeue the job; rerun the same sbatch command"),
 ], ids=["two times", "as long as is waited", "may have been cancelled", "Slurm refuses"])  # fmt: skip
-def test_slurm_is_asked_again_when_it_does_not_answer_and_a_job_that_cannot_be_requeued_says_how_to_go_on(
+def test_slurm_queries_are_retried_and_a_job_that_cannot_be_requeued_says_how_to_continue(
     tmp_path, found, code, waits, requeues, message
 ):
     ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", **found)
@@ -196,7 +196,7 @@ def test_slurm_is_asked_again_when_it_does_not_answer_and_a_job_that_cannot_be_r
     assert len(ended.of("requeue")) == requeues and [note["sleep"] for note in ended.of("sleep")] == waits
 
 
-def test_a_node_that_cannot_start_the_first_step_is_asked_again(tmp_path):
+def test_starting_the_first_step_on_a_node_is_retried(tmp_path):
     ended = run_script(tmp_path, *DEMO, done=True, unstarted=2)
     assert ended.code == 0 and ended.train
     ended = run_script(tmp_path, *DEMO, "--resume=none", unstarted=99)
@@ -224,14 +224,14 @@ def test_resume_none_is_for_the_first_start_only(tmp_path):
     assert ended.train[-2:] == ["--resume=none", "--resume=auto"]
 
 
-def test_the_doctor_goes_first_and_an_error_of_his_ends_the_job(tmp_path):
+def test_the_doctor_runs_first_and_its_error_ends_the_job(tmp_path):
     ended = run_script(tmp_path, *DEMO, done=True, DOCTOR="1")
     first, second = ended.of("python")
     assert first["python"][2] == "doctor" and first["python"][3:] == second["python"][1:]
     shutil.rmtree(tmp_path / "run")
     ended = run_script(tmp_path, *DEMO, DOCTOR="1", doctor=1)
     assert ended.code == 1 and ended.train is None and not ended.is_requeued and "doctor found" in ended.log
-    assert run_script(tmp_path, *DEMO, DOCTOR="1", doctor=143).is_requeued, "TERM, and not what he found"
+    assert run_script(tmp_path, *DEMO, DOCTOR="1", doctor=143).is_requeued, "because of TERM, not of its findings"
 
 
 def test_one_variable_chooses_a_container(tmp_path):

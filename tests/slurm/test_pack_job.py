@@ -34,7 +34,7 @@ def test_both_splits_are_packed_by_the_same_python(packs, tmp_path):
     assert packed(packs()) == [], "existing files are left alone"
 
 
-def test_options_take_the_place_of_the_usual_ones_val_keeps_its_bytes_and_tars_get_their_labels(packs, tmp_path):
+def test_options_override_defaults_val_keeps_its_bytes_and_tars_get_their_labels(packs, tmp_path):
     (tmp_path / "src" / "train").rmdir()
     for_both = ["--workers", "3", "--skip_bad"]
     options = ["--short_side=256", *for_both, "--quality", "80", "--shuffle", "--write_mode", "jpg"]
@@ -56,7 +56,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("found, is_requeued, code", ENDS.values(), ids=ENDS)
-def test_it_is_requeued_after_a_stop_or_when_there_was_progress(packs, found, is_requeued, code):
+def test_the_job_is_requeued_after_a_stop_or_progress(packs, found, is_requeued, code):
     ended = packs(**found)
     assert (ended.is_requeued, ended.code) == (is_requeued, code), ended.log
     assert len(packed(ended)) == 1, "no second split after a stop"
@@ -75,7 +75,7 @@ def test_restart_is_for_the_first_start_only(packs):
 
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
-def test_a_folder_of_photographs_is_packed_over_a_stop_by_usr1(cluster, tmp_path):
+def test_a_folder_of_photographs_is_packed_across_a_stop_by_usr1(cluster, tmp_path):
     numbers = np.random.default_rng(0)
     for split, count in (("train", 600), ("val", 3)):
         for name in ("cat", "dog"):

@@ -41,7 +41,7 @@ def stage(beton, copy, check=True, **environ):
     return done
 
 
-def test_the_copy_has_its_side_file_and_is_made_once(beton, tmp_path):
+def test_the_copy_has_its_side_file_and_is_created_once(beton, tmp_path):
     copy = tmp_path / "scratch" / "deep" / "train.beton"
     first = stage(beton, copy)
     assert copy.read_bytes() == beton.read_bytes() and "copied to" in first.stderr
@@ -52,7 +52,7 @@ def test_the_copy_has_its_side_file_and_is_made_once(beton, tmp_path):
     assert not list(copy.parent.glob("*.part"))
 
 
-def test_a_damaged_copy_and_one_of_an_older_file_are_made_anew(beton, tmp_path):
+def test_a_damaged_or_outdated_copy_is_replaced(beton, tmp_path):
     copy = tmp_path / "train.beton"
     stage(beton, copy)
     content = bytearray(beton.read_bytes())
@@ -100,7 +100,7 @@ def test_jobs_that_start_together_on_a_node_make_one_copy(beton, tmp_path):
     assert sorted("copied to" in each.stderr for each in done) == [False, False, False, True]
 
 
-def test_too_little_space_is_noticed_before_anything_is_copied(tmp_path):
+def test_too_little_space_is_detected_before_copying(tmp_path):
     beton = tmp_path / "huge.beton"
     with beton.open("wb") as file:
         file.truncate(2**43)  # a sparse file: 8 TiB that take no space
@@ -109,7 +109,7 @@ def test_too_little_space_is_noticed_before_anything_is_copied(tmp_path):
     assert not list((tmp_path / "scratch").glob("huge.beton*[!k]")), "only the lock"
 
 
-def test_what_a_killed_or_an_older_start_left_is_removed_before_the_space_is_looked_at(beton, tmp_path):
+def test_leftovers_of_earlier_starts_are_removed_before_the_space_check(beton, tmp_path):
     copy = tmp_path / "scratch" / "train.beton"
     stage(beton, copy)
     copy.with_name("train.beton.part").write_bytes(b"left by SIGKILL")
@@ -119,7 +119,7 @@ def test_what_a_killed_or_an_older_start_left_is_removed_before_the_space_is_loo
     assert copy.read_bytes() == b"newer"
 
 
-def test_a_copy_that_came_out_wrong_is_not_published(beton, tmp_path):
+def test_a_wrong_copy_is_not_published(beton, tmp_path):
     copy = tmp_path / "train.beton"
     for text, message in (
         ('/usr/bin/tee "$1"; printf x | dd of="$1" seek=9 bs=1 conv=notrunc status=none', "in size or checksum"),
@@ -131,7 +131,7 @@ def test_a_copy_that_came_out_wrong_is_not_published(beton, tmp_path):
 
 
 @pytest.mark.parametrize("keys", [["data.train"], ["data.train", "data.val"]], ids=["training", "both"])
-def test_the_ranks_get_copies_each_file_once_when_every_node_has_them(beton, tmp_path, keys):
+def test_ranks_use_copies_of_each_file_once_every_node_has_them(beton, tmp_path, keys):
     options = [f"--{key}={beton}" for key in keys]
     ended = run_script(tmp_path, *DEMO, *options, done=True, STAGE_DIR=str(tmp_path / "scratch"))
     assert ended.code == 0, ended.log
@@ -144,7 +144,7 @@ def test_the_ranks_get_copies_each_file_once_when_every_node_has_them(beton, tmp
     assert flags[:3] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"], "once per node"
 
 
-def test_the_ranks_read_shared_files_and_the_log_says_so_when_a_node_cannot_copy_and_demo_is_no_file(beton, tmp_path):
+def test_if_a_node_cannot_copy_ranks_read_shared_files_and_the_log_says_so(beton, tmp_path):
     options = [*DEMO, f"--data.train={beton}"]
     for unwritable in ("/proc/scratch", str(beton)):
         ended = run_script(tmp_path, *options, STAGE_DIR=unwritable, checkpoint="step1", SLURMD_NODENAME="n2")

@@ -16,7 +16,7 @@ SWEEP = [
 RUNS = [f"demo_plain,optim.lr={lr}/seed{seed}" for seed in (0, 1) for lr in ("1e-3", "2e-3")]
 
 
-def test_each_task_trains_its_run_and_the_last_whose_number_is_the_arrays_is_requeued_too(cluster, tmp_path):
+def test_each_task_trains_its_run_and_even_the_last_task_is_requeued(cluster, tmp_path):
     flags = ["--array=0-3", "--nodes=1", "--gpus-per-node=1", "--cpus-per-task=1", f"--output={tmp_path}/%a.log"]
     array = cluster.submit(*flags, "slurm/sweep.sh", *SWEEP, f"--workdir={tmp_path}")
     last = tmp_path / RUNS[3]

@@ -41,7 +41,7 @@ def micro_batches(*, patches=(4, 4)):
 
 
 @pytest.mark.parametrize("at_a_time", [32, 2])
-def test_it_is_the_slow_one_of_all_images_that_count_and_patches_are_compared_one_by_one(monkeypatch, at_a_time):
+def test_cka_matches_a_slow_one_over_counted_images_and_compares_patches_individually(monkeypatch, at_a_time):
     monkeypatch.setattr("vitkd_ds.train.agreement.IMAGES", at_a_time)
     agreement, batches = Agreement(), micro_batches()
     for batch in batches:
@@ -59,7 +59,7 @@ def feature_term():
     return Feature(FeatureTerm(target="layer_norm"), PairInfo(3, 6, (2, 2), (2, 2))).eval()
 
 
-def test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student():
+def test_cosines_are_means_over_counted_images_of_adapted_student_features():
     feature, batches = feature_term(), micro_batches()
     agreement, found = Agreement([feature.metrics]), {"cosine": [], "cosine_patches": []}
     for batch in batches:
@@ -81,7 +81,7 @@ def test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_
     assert abs(result["cosine"] - result["cosine_patches"]) > 1e-3
 
 
-def test_other_grids_leave_the_patches_out_and_constant_features_agree_with_nothing():
+def test_different_grids_omit_patches_and_constant_features_agree_with_nothing():
     agreement = Agreement()
     for batch in micro_batches(patches=(4, 9)):
         agreement.add(*batch)
@@ -94,7 +94,7 @@ def test_other_grids_leave_the_patches_out_and_constant_features_agree_with_noth
 
 
 class Batches:
-    """Micro-batches of 4 and a last one of 3, some of whose rows are padding."""
+    """Micro-batches of 4 and a last one of 3, including padding rows."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
@@ -113,7 +113,7 @@ def model_of(args, seed):
     return model.eval()
 
 
-def test_a_student_is_compared_as_it_is_normalised_with_what_the_teacher_says(monkeypatch):
+def test_the_student_is_normalised_before_its_comparison_with_the_teacher(monkeypatch):
     data, student, teacher = Batches(), model_of(STUDENT_ARGS, 0), model_of(TEACHER_ARGS | {"init_values": None}, 1)
 
     def taught(images):
@@ -145,7 +145,7 @@ def agreement_of(feature, rank, world_size):
     return agreement.result()
 
 
-def test_two_ranks_find_what_one_would():
+def test_two_ranks_match_one():
     feature = feature_term()
     expected = agreement_of(feature, 0, 1)
     assert expected.keys() == {"cka", "cka_patches", "cosine", "cosine_patches"}

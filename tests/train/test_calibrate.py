@@ -115,7 +115,7 @@ def test_unequal_shares_give_the_statistics_of_all_and_every_rank_has_those_of_r
         torch.testing.assert_close(covariance_DD, values.T.cov(correction=0), rtol=1e-4, atol=1e-4)
 
 
-def test_images_that_one_rank_cannot_read_end_the_calibration_on_all():
+def test_images_unreadable_on_one_rank_end_the_calibration_on_all():
     module = torch.nn.Module()
     module.num_calibrating = 1
     schedule = SimpleNamespace(steps_per_epoch=1, accumulation_steps=1)
@@ -131,7 +131,7 @@ def test_images_that_one_rank_cannot_read_end_the_calibration_on_all():
 
 
 @pytest.mark.parametrize("kind, count, warns", [("phi_s", 7, True), ("phi_s", 8, False), ("standardize", 7, False)])
-def test_phi_s_of_fewer_images_than_channels_is_warned_of(caplog, kind, count, warns):
+def test_phi_s_warns_about_fewer_images_than_channels(caplog, kind, count, warns):
     values = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
     shares = values[: count // 2], values[count // 2 :]
 
@@ -147,7 +147,7 @@ def test_phi_s_of_fewer_images_than_channels_is_warned_of(caplog, kind, count, w
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_statistics_are_those_of_the_first_images_of_all_ranks_and_are_taken_once(tmp_path, demo_cache, world_size):
+def test_statistics_come_from_the_first_images_of_all_ranks_and_are_computed_once(tmp_path, demo_cache, world_size):
     finish_ranks(start_ranks(world_size, "-m", __name__, tmp_path))
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen.pop("calls") == 1, "a resumed run reads them from its checkpoint"

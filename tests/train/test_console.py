@@ -47,7 +47,7 @@ def rows_of(written):
     return [row.rstrip() for row in rows]
 
 
-def test_a_terminal_shows_a_bar_to_the_end_and_messages_on_lines_of_their_own():
+def test_a_terminal_shows_a_bar_to_the_end_and_messages_on_separate_lines():
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     process = subprocess.Popen(COMMAND, cwd=ROOT, stderr=its)
@@ -68,13 +68,13 @@ def test_a_terminal_shows_a_bar_to_the_end_and_messages_on_lines_of_their_own():
 @pytest.mark.parametrize("rank, lines", [
     (None, "step 21/30\na message of 5 words\nstep 30/30\nthe end\n"), ("1", "a message of 5 words\n"),
 ], ids=["alone", "rank 1"])  # fmt: skip
-def test_a_file_gets_plain_lines_and_of_other_ranks_than_0_warnings_alone(rank, lines):
+def test_a_file_gets_plain_lines_and_only_warnings_from_ranks_other_than_0(rank, lines):
     environ = {key: text for key, text in os.environ.items() if key != "RANK"} | ({"RANK": rank} if rank else {})
     done = subprocess.run(COMMAND, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("", lines)
 
 
-def test_a_line_comes_at_most_every_ten_seconds_and_at_the_end(monkeypatch, caplog):
+def test_progress_lines_appear_at_most_every_ten_seconds_and_at_the_end(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="vitkd_ds")
     now = SimpleNamespace(s=1000.0)
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now.s))
@@ -85,7 +85,7 @@ def test_a_line_comes_at_most_every_ten_seconds_and_at_the_end(monkeypatch, capl
     assert caplog.messages == ["step 4", "step 6", "step 8", "step 100"]
 
 
-def test_a_message_beside_a_bar_on_a_broken_pipe_is_dropped(monkeypatch):
+def test_a_message_during_a_bar_on_a_broken_pipe_is_dropped(monkeypatch):
     reader, writer = os.pipe()
     with open(writer, "w", buffering=1) as stream:
         monkeypatch.setattr(sys, "stderr", stream)
@@ -114,7 +114,7 @@ print("went on after", signals.received())
 
 
 @pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "0<&- 2>&-", "2> >(exec head -c 0)", "2>/dev/null"])
-def test_printing_never_ends_a_run_and_lands_in_no_other_file(tmp_path, stderr):
+def test_printing_never_ends_a_run_or_writes_to_another_file(tmp_path, stderr):
     """The stream is full, closed from the start, a broken pipe, or intact."""
     command = f'exec "$0" -c "$1" "$2" {stderr}'
     words = ["bash", "-c", command, sys.executable, STREAMS, tmp_path / "checkpoint"]

@@ -34,7 +34,7 @@ def vit_of(args, seed):
 
 
 class Batches:
-    """Micro-batches of 4 and a last one of 3, some of whose rows are padding."""
+    """Micro-batches of 4 and a last one of 3, including padding rows."""
 
     def __init__(self, num_classes=7):
         generator = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ class Batches:
 
 
 @pytest.mark.parametrize("num_classes", [7, 3])
-def test_counts_are_the_slow_ones(num_classes):
+def test_counts_match_slow_counts(num_classes):
     student, teacher, data = linear(1, num_classes), linear(2, num_classes), Batches(num_classes)
     result = evaluate(
         student, data, normalization=PLAIN, teachers={"teacher": lambda x: Features(teacher(x.float()), None, None)}
@@ -68,7 +68,7 @@ def test_counts_are_the_slow_ones(num_classes):
     assert result == pytest.approx({name: value / 9 for name, value in sums.items()})
 
 
-def test_it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_there_is_none(monkeypatch):
+def test_evaluation_can_be_interrupted_needs_an_image_and_works_without_a_teacher(monkeypatch):
     data = Batches()
     assert evaluate(linear(1), data, normalization=PLAIN).keys() == {"num_images", "top1", "top5"}
     monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
@@ -94,7 +94,7 @@ def test_images_are_normalised_and_the_student_is_in_eval_mode():
     assert torch.equal(torch.cat(images), normalization.apply(data.images, torch.float32)) and not any(modes)
 
 
-def test_each_teacher_has_its_figures_those_of_the_first_without_its_name():
+def test_each_teacher_has_its_metrics_and_the_firsts_omit_its_name():
     student, data = linear(1), Batches()
     models = {"one": linear(2), "two": linear(3)}
     taught = {
@@ -144,7 +144,7 @@ def evaluated(models, rank, world_size):
     return found, {name: answers[name] for name in ("image", "label", "student", "teacher")}
 
 
-def test_three_ranks_with_unequal_shares_find_what_one_finds():
+def test_three_ranks_with_unequal_shares_match_one():
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 3, bias=False))
     nn.init.normal_(classifier[1].weight, std=0.01, generator=torch.Generator().manual_seed(1))
     models = vit_of(STUDENT_ARGS, 0), vit_of(TEACHER_ARGS, 1), classifier

@@ -29,7 +29,7 @@ def terms(mimic, other=1.0):
     return {"total": 2 * other + 2 * mimic, "ce": other, "nkd": other, "vitkd_mimic": mimic, "lr": 99.0}
 
 
-def test_a_balanced_term_is_judged_by_what_its_factor_leaves_of_it(caplog):
+def test_a_balanced_term_is_judged_after_its_factor(caplog):
     def balanced(factor):
         return {"total": 2 + 2 * factor * 10, "ce": 1.0, "nkd": 1.0, "vitkd_mimic": 10.0, "balance_vitkd": factor}
 
@@ -38,7 +38,7 @@ def test_a_balanced_term_is_judged_by_what_its_factor_leaves_of_it(caplog):
     assert said.startswith("vitkd_mimic is 40 of the total of 42, ")
 
 
-def test_clipping_is_told_once_when_it_has_acted_on_every_step_for_long(caplog):
+def test_clipping_is_reported_once_after_acting_on_every_step_for_long(caplog):
     (said,) = said_of(caplog, 500, norms=lambda step: 7.0)
     assert "every gradient of the last 200 steps was clipped (norm 7 now, optim.clip_grad_norm 5)" in said
     assert not said_of(caplog, 200, norms=lambda step: 7.0)
@@ -49,26 +49,26 @@ def test_clipping_is_told_once_when_it_has_acted_on_every_step_for_long(caplog):
 
 
 @pytest.mark.parametrize("mimic, is_said", [(3.9, False), (4.1, True)])  # out of 2 + 2 x 4 = 10, so 80 %
-def test_a_term_that_is_most_of_the_total_by_its_weight_is_named_with_its_option(caplog, mimic, is_said):
+def test_a_term_that_dominates_the_total_is_named_with_its_weight_option(caplog, mimic, is_said):
     said = said_of(caplog, 500, parts=lambda step: terms(mimic))
     assert len(said) == is_said
     assert not said or "vitkd_mimic is 8.2 of the total of 10.2" in said[0] and "--losses.vitkd.alpha" in said[0]
 
 
-def test_the_only_term_may_be_all_of_it_and_a_break_starts_anew(caplog):
+def test_an_only_term_may_be_the_whole_total_and_a_break_resets_the_count(caplog):
     assert not said_of(caplog, 500, parts=lambda step: {"total": 2.0, "ce": 2.0})
     assert not said_of(caplog, 900, parts=lambda step: terms(4.1 if step % 150 else 1.0))
     (said,) = said_of(caplog, 500, parts=lambda step: terms(0.1) | {"total": 50.0, "nkd": 45.0})
     assert "nkd is 45 of the total of 50" in said and "Lower --losses.nkd.weight" in said
 
 
-def test_weights_are_those_of_the_step():
+def test_weights_are_taken_at_the_step():
     run = build_run("demo")
     losses = replace(run.losses, nkd=replace(run.losses.nkd, weight=2.0, schedule="linear"))
     assert loss_weights_at(5, replace(run, losses=losses), 11) == {"ce": 1, "nkd": 1.0, "vitkd": 1}
 
 
-def test_a_run_looks_at_its_steps_and_at_its_terms(tmp_path, demo_cache):
+def test_a_run_monitors_its_steps_and_terms(tmp_path, demo_cache):
     command = [
         "--recipe=demo", "--debug", "--max_steps=70", f"--workdir={tmp_path / 'run'}", "--eval_every_epochs=0",
         "--global_batch_size=8", "--losses.vitkd.alpha=1", "--optim.clip_grad_norm=1e-3", "--log_every_steps=2",

@@ -25,7 +25,7 @@ def start_of(tmp_path, identity):
     return Start(tmp_path / "checkpoints", "step00000001", is_own=True, is_named=False, manifest=manifest)
 
 
-def test_settings_and_inputs_must_be_those_of_the_checkpoint(tmp_path):
+def test_settings_and_inputs_must_match_the_checkpoint(tmp_path):
     now = {"settings": {"seed": 0, "epochs": 1}, "inputs": {"data.val": [1, 2], "teacher.checkpoint": "a"}}
     check_identity(None, now)
     check_identity(start_of(tmp_path, now), now)
@@ -40,7 +40,7 @@ def test_settings_and_inputs_must_be_those_of_the_checkpoint(tmp_path):
             check_identity(start_of(tmp_path, now), other)
 
 
-def test_a_checkpoint_of_an_earlier_version_needs_the_config_beside_it_and_the_same_training_images(tmp_path):
+def test_an_earlier_versions_checkpoint_needs_its_config_and_the_same_training_images(tmp_path):
     start = start_of(tmp_path, None)
     start.manifest["train_state"] = {"data": 1}
     now = {"settings": {"seed": 0}, "inputs": {"data.train": [1, 2], "data.val": [3, 4]}}
@@ -52,7 +52,7 @@ def test_a_checkpoint_of_an_earlier_version_needs_the_config_beside_it_and_the_s
         check_identity(start, now | {"inputs": {"data.train": [5, 2]}})
 
 
-def test_the_hash_of_weights_changes_with_each_file_that_holds_them_and_with_their_classes(tmp_path):
+def test_the_hash_of_weights_covers_each_of_their_files_and_their_classes(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "one.safetensors")
     save_file({"b": torch.zeros(3)}, tmp_path / "two.safetensors")
     index = tmp_path / "model.safetensors.index.json"
@@ -85,7 +85,7 @@ def packed(folder, seed):
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-def test_images_of_other_bytes_at_the_same_places_have_another_content(tmp_path, backend):
+def test_images_with_other_bytes_at_the_same_paths_have_another_content_hash(tmp_path, backend):
     found = []
     for seed in (0, 1, 0):
         path = packed(tmp_path / f"{len(found)}", seed)
@@ -97,7 +97,7 @@ def test_images_of_other_bytes_at_the_same_places_have_another_content(tmp_path,
 
 
 @pytest.mark.slow
-def test_nodes_with_other_images_are_refused_before_the_first_step(tmp_path, demo_cache):
+def test_nodes_with_different_images_are_rejected_before_the_first_step(tmp_path, demo_cache):
     for rank in (0, 1):
         packed(tmp_path / f"{rank}", rank)
     code = "import os; os.chdir(os.environ['RANK']); from vitkd_ds.cli import train_main; train_main()"

@@ -39,7 +39,7 @@ def fused(run, dtype, teacher, compiled):
 @pytest.mark.parametrize("teacher", TEACHERS)
 @pytest.mark.parametrize("mode", ["batch", "element"])
 @pytest.mark.parametrize("mixup, cutmix", [(0, 0), (0.8, 0), (0, 1.0)])
-def test_fused_they_are_the_mixed_images_normalised_for_each_model_and_the_same_targets(mixup, cutmix, mode, teacher):
+def test_fused_inputs_equal_mixed_images_normalised_for_each_model_and_the_same_targets(mixup, cutmix, mode, teacher):
     run = build_run("demo_plain")
     augment = replace(run.augment, mixup_alpha=mixup, cutmix_alpha=cutmix, mix_mode=mode)
     run, teacher = replace(run, augment=augment), TEACHERS[teacher]
@@ -65,7 +65,7 @@ def test_fused_they_are_the_mixed_images_normalised_for_each_model_and_the_same_
         assert student is teachers["teacher"] and student.dtype == torch.bfloat16
 
 
-def test_teachers_that_are_normalised_alike_share_their_images():
+def test_teachers_with_equal_normalisation_share_their_images():
     teachers = {"one": TEACHERS["other"], "two": TEACHERS["same"], "three": TEACHERS["other"]}
     inputs = Inputs(build_run("demo_plain"), ONE, torch.bfloat16, teachers, torch.device("cpu"))
     student, shown, _ = inputs(*micro_batch(), step=0, place=0)
@@ -75,7 +75,7 @@ def test_teachers_that_are_normalised_alike_share_their_images():
 
 
 @pytest.mark.parametrize("mixup, cutmix", [(0.8, 0), (0, 1.0)])
-def test_the_next_micro_batch_is_mixed_in_the_same_memory_and_leaves_what_was_given(mixup, cutmix):
+def test_the_next_micro_batch_reuses_memory_and_leaves_earlier_results_unchanged(mixup, cutmix):
     run = build_run("demo_plain")
     run = replace(run, augment=replace(run.augment, mixup_alpha=mixup, cutmix_alpha=cutmix))
     inputs = Inputs(run, ONE, torch.float32, {}, torch.device("cpu"))

@@ -14,7 +14,7 @@ from vitkd_ds.recipes import build_run
 from vitkd_ds.train.introduction import describe_run, model_costs
 
 
-def test_costs_are_those_of_the_models_that_are_trained(caplog):
+def test_costs_match_the_trained_models(caplog):
     costs = model_costs(build_run("demo"))
     student, teacher = (
         timm.create_model(config.model, img_size=28, num_classes=10, **config.model_args)
@@ -56,7 +56,7 @@ def test_the_start_names_both_models_and_the_scaled_learning_rate(tmp_path, demo
     assert max(rates) == rates[3] == 1e-3 and rates[9] == 1e-6
 
 
-def test_a_warm_up_that_takes_the_whole_run_is_warned_of_and_one_that_is_shortened_is_said_once(tmp_path, demo_cache):
+def test_a_warm_up_as_long_as_the_run_gives_a_warning_and_a_shortened_one_one_message(tmp_path, demo_cache):
     base = ["--recipe=demo_plain", "--data.max_val_images=64"]
     lengths = {"debug": ["--debug", "--max_steps=2"], "run": ["--max_steps=5"]}
     commands = [[*base, *words, f"--workdir={tmp_path / name}"] for name, words in lengths.items()]
@@ -68,7 +68,7 @@ def test_a_warm_up_that_takes_the_whole_run_is_warned_of_and_one_that_is_shorten
 
 
 def config_of(workdir, *, resumed_step, before=None, extend=False):
-    """config.json of a start at this step of a 9-step run, written over that of a previous start."""
+    """config.json of a start at this step of a 9-step run, replacing the previous start's file."""
     if before:
         (workdir / "config.json").write_text(json.dumps(before))
     run = replace(build_run("demo"), workdir=str(workdir), extend=extend)
@@ -79,7 +79,7 @@ def config_of(workdir, *, resumed_step, before=None, extend=False):
     return json.loads((workdir / "config.json").read_text())
 
 
-def test_config_json_says_what_was_run_by_what(tmp_path):
+def test_config_json_records_the_run_its_starts_and_its_models(tmp_path):
     (tmp_path / "done").touch()  # the run is extended
     first = {"step": 0, "ranks": 3}
     before = {"plan": {"total_steps": 4}, "extended_at_steps": [2], "starts": [first]}
@@ -101,13 +101,13 @@ def test_config_json_says_what_was_run_by_what(tmp_path):
     ({"plan": {"total_steps": 8}}, True, 4, [4]), ({"plan": {"total_steps": 8}, "extended_at_steps": [3]}, True, 0, []),
     ({"plan": {"total_steps": 9}, "extended_at_steps": [3]}, False, 6, [3]),
 ])  # fmt: skip
-def test_config_json_keeps_the_steps_at_which_a_run_was_made_longer(tmp_path, before, extend, resumed_step, expected):
+def test_config_json_keeps_the_steps_at_which_a_run_was_extended(tmp_path, before, extend, resumed_step, expected):
     config = config_of(tmp_path, resumed_step=resumed_step, before=before, extend=extend)
     assert config["extended_at_steps"] == expected and len(config["starts"]) == 1
 
 
 @pytest.mark.parametrize("content", ["", '{"plan": 3}', '{"plan": {"total_steps": "9"}}'])
-def test_a_damaged_config_json_is_named_by_a_start_that_continues_its_list(tmp_path, content):
+def test_a_start_that_extends_a_damaged_config_json_names_it(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=f"{tmp_path}/config.json must "):
         config_of(tmp_path, resumed_step=3)

@@ -19,7 +19,7 @@ def write_log(workdir, *lines, **resumed):
     return metrics_of(workdir)
 
 
-def test_a_resumed_log_drops_the_lines_of_steps_that_run_again_and_a_line_cut_short(tmp_path):
+def test_a_resumed_log_drops_lines_of_repeated_steps_and_a_truncated_line(tmp_path):
     write_log(tmp_path, *((step, {"total": float(step)}) for step in (1, 2, 3)))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "to')
@@ -36,7 +36,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_line_is_dropped_alone_as_one_cut_short_is(tmp_path, caplog, line):
+def test_only_the_damaged_or_truncated_line_is_dropped(tmp_path, caplog, line):
     write_log(tmp_path, (1, {"total": 1.0}), (2, {"total": 2.0}))
     first, second = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
     (tmp_path / "metrics.jsonl").write_bytes(first + b"\n" + line + b"\n" + second + b"\n")
@@ -45,7 +45,7 @@ def test_a_damaged_line_is_dropped_alone_as_one_cut_short_is(tmp_path, caplog, l
     assert ("metrics.jsonl: dropping 1 damaged line(s)" in caplog.text) == bool(line)
 
 
-def test_an_evaluation_that_runs_again_is_dropped_alone(tmp_path):
+def test_only_the_evaluation_that_runs_again_is_dropped(tmp_path):
     write_log(tmp_path, *((step, {name: 1.0}) for step, name in ((1, "total"), (2, "total"), (2, "val_num_images"))))
     for evaluated_step, kept in ((2, [1, 2, 2]), (-1, [1, 2])):
         lines = write_log(tmp_path, resumed_step=2, evaluated_step=evaluated_step)
@@ -64,7 +64,7 @@ def points_of(workdir):
 
 
 @pytest.mark.parametrize("room", [0, 20], ids=["none", "for a part"])
-def test_a_disk_that_is_full_for_a_moment_costs_nothing_of_the_log(tmp_path, caplog, room):
+def test_a_briefly_full_disk_loses_nothing_of_the_log(tmp_path, caplog, room):
     log = MetricsLog(tmp_path, total_steps=6, resumed_step=0)
     files = [tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir()]
     try:
@@ -83,17 +83,17 @@ def test_a_disk_that_is_full_for_a_moment_costs_nothing_of_the_log(tmp_path, cap
     assert told == [f"logging failed: cannot write {file}" for _ in (3, 4) for file in files]
 
 
-def test_points_of_steps_that_run_again_are_purged(tmp_path):
+def test_points_of_repeated_steps_are_purged(tmp_path):
     write_log(tmp_path, *((step, {"total": 1.0}) for step in (1, 2, 3)))
     write_log(tmp_path, (3, {"total": 2.0}), resumed_step=2)
     assert points_of(tmp_path) == {"total": [1, 2, 3]}
 
 
-def test_values_that_are_not_finite_are_null_so_that_each_line_stays_json(tmp_path):
+def test_non_finite_values_become_null_so_that_each_line_stays_json(tmp_path):
     assert write_log(tmp_path, (1, {"total": float("nan")})) == [{"step": 1, "total": None}]
 
 
-def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_speed():
+def test_the_meter_averages_terms_and_excludes_first_steps_and_pauses_from_the_speed():
     now = iter([0.0, 50.0, 60.0, 100.0, 103.0])
     meter = Meter(8, clock=lambda: next(now))
 
@@ -114,8 +114,10 @@ def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_spee
 
 
 def observe(seen):
-    """The log of a term that is 1, 2 and 6 on rank 0, and 10 more on rank 1, at one second per update, half of which
-    rank 1 waits for data. Used by tests/engine/observe.py."""
+    """The log of a term that is 1, 2 and 6 on rank 0, and 10 more on rank 1.
+
+    Updates take one second; rank 1 waits for data during half of it. Used by tests/engine/observe.py.
+    """
     now = iter([0.0, 1.0, 3.0])
     meter = Meter(8, clock=lambda: next(now), image_gflops=500.0, peak_tflops=2.0)
     for value in (1.0, 2.0, 6.0):
@@ -125,13 +127,13 @@ def observe(seen):
     seen["meter"] = ranks.from_all(meter.read())
 
 
-def test_over_ranks_terms_and_waits_are_means_and_the_speed_is_that_of_all(observed):
+def test_over_ranks_terms_and_waits_are_averaged_and_the_speed_is_the_total(observed):
     # 8 images per second of the mean timed update; each of two GPUs of 2 TFLOP/s has half of them.
     speed = {"images_per_s": 8.0, "s_per_step": 1.0, "data_wait_s": 0.25, "tflops": 2.0, "mfu": 1.0}
     assert observed[2]["meter"] == [{"term": 8.0} | speed] * 2
 
 
-def test_the_time_spent_waiting_for_data_is_that_of_the_timed_steps_and_stands_on_the_progress_line():
+def test_data_waiting_time_covers_the_timed_steps_and_is_on_the_progress_line():
     now = iter([0.0, 10.0, 11.0, 12.0, 14.0])
     meter = Meter(8, clock=lambda: next(now))
     for number, waited_s in enumerate([0.5, 0.05, 0.15]):  # the first step warms up and does not count
@@ -147,7 +149,7 @@ def test_the_time_spent_waiting_for_data_is_that_of_the_timed_steps_and_stands_o
     assert "4 images/s  eta 0:00:12  25 % waiting for data" in line and "data_wait_s" not in line
 
 
-def test_a_tensorboard_folder_that_cannot_be_made_is_warned_of_and_the_log_goes_on(tmp_path, caplog):
+def test_an_impossible_tensorboard_folder_gives_a_warning_and_the_log_continues(tmp_path, caplog):
     (tmp_path / "tensorboard").touch()
     log = MetricsLog(tmp_path, total_steps=9, resumed_step=0)
     log.log(1, {"total": 1.0})

@@ -47,7 +47,7 @@ def train_in(*folders):
     return on_ranks(len(folders), on_rank)
 
 
-def test_only_rank_0_locks_and_all_ranks_start_with_its_lock(tmp_path, started):
+def test_only_rank_0_locks_and_all_ranks_start_with_that_lock(tmp_path, started):
     assert train_in(*[tmp_path / "run"] * 3) == [None] * 3
     assert len(started) == 3
     assert not (tmp_path / "run").exists(), "the lock and its folder are released"
@@ -61,7 +61,7 @@ def test_a_rank_that_does_not_see_the_lock_of_rank_0_ends_all_before_anything_is
     assert not started
 
 
-def test_a_run_folder_in_use_is_refused_on_all_ranks(tmp_path, started):
+def test_a_run_folder_in_use_is_rejected_on_all_ranks(tmp_path, started):
     lock = RunLock(tmp_path / "run")
     lock.acquire()
     try:

@@ -27,7 +27,7 @@ def run(images, labels, rng, *, mixup=0.0, cutmix=0.0, smoothing=0.0, mode="batc
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-def test_with_both_off_images_keep_their_values_and_targets_are_smoothed_as_by_timm(smoothing):
+def test_without_mixing_images_keep_their_values_and_targets_are_smoothed_like_timms(smoothing):
     images, labels = micro_batch()
     mixed, targets = run(images, labels, keyed_rng(0), smoothing=smoothing)
     assert mixed.dtype == torch.float32 and torch.equal(mixed, images.float())
@@ -35,7 +35,7 @@ def test_with_both_off_images_keep_their_values_and_targets_are_smoothed_as_by_t
     torch.testing.assert_close(targets, timm_mixup.mixup_target(labels, K, smoothing=smoothing))
 
 
-def test_mixing_is_a_function_of_the_generator_with_the_numbers_that_were_noted_down():
+def test_mixing_depends_only_on_the_generator_and_gives_the_recorded_numbers():
     images, labels = micro_batch()
     first, again, other = (run(images, labels, keyed_rng(s), mixup=0.8, cutmix=1.0, smoothing=0.1) for s in (7, 7, 4))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
@@ -48,7 +48,7 @@ def test_mixing_is_a_function_of_the_generator_with_the_numbers_that_were_noted_
 
 @pytest.mark.parametrize("mode", ["batch", "element"])
 @pytest.mark.parametrize("mixup, cutmix", [(0, 0), (0.8, 0), (0, 1.0), (0.8, 1.0)])
-def test_targets_sum_to_one_the_input_is_not_altered_and_its_memory_format_is_kept(mixup, cutmix, mode):
+def test_targets_sum_to_one_and_the_input_and_its_memory_format_are_kept(mixup, cutmix, mode):
     before, labels = micro_batch()
     for seed, dtype in product(range(20), (torch.uint8, torch.float32)):
         images = before.to(dtype, copy=True)
@@ -76,13 +76,13 @@ def black_and_white(num_images):
 
 
 @pytest.mark.parametrize("seed, mixup, cutmix", [*product(range(5), [0.8], [0]), *product(range(5), [0], [1.0])])
-def test_a_micro_batch_is_mixed_with_the_partners_of_its_targets(seed, mixup, cutmix):
+def test_images_and_targets_are_mixed_with_the_same_partners(seed, mixup, cutmix):
     mixed, targets = run(*black_and_white(60), keyed_rng(seed), mixup=mixup, cutmix=cutmix, num_classes=60)
     torch.testing.assert_close(mixed.mean((1, 2, 3)), targets @ torch.arange(60.0), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("mixup, cutmix", [(0.8, 0), (0, 1.0), (0.8, 1.0)])
-def test_element_mode_mixes_each_target_as_its_pixels(mixup, cutmix):
+def test_element_mode_mixes_each_target_like_its_pixels(mixup, cutmix):
     n, partners, lams, cut = 60, [], [], 0
     images, labels = black_and_white(n)
     alphas = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "mix_mode": "element"}
@@ -111,7 +111,7 @@ def test_element_mode_draws_lam_from_beta_and_boxes_of_that_area():
 
 
 class Mirrored(np.random.Generator):
-    """A generator whose permutation is timm's: each image is mixed with its mirror in the micro-batch."""
+    """A generator that yields timm's permutation: each image is mixed with its mirror in the micro-batch."""
 
     def permutation(self, count):
         return np.arange(count)[::-1].copy()
@@ -119,7 +119,7 @@ class Mirrored(np.random.Generator):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("mode, mixup, cutmix", [("batch", 0.8, 0), ("batch", 0, 0.8), ("element", 0.8, 1.0)])
-def test_a_micro_batch_is_mixed_as_by_timm(mode, mixup, cutmix, seed, monkeypatch):
+def test_a_micro_batch_is_mixed_like_timms(mode, mixup, cutmix, seed, monkeypatch):
     images, labels = micro_batch(seed)
     rng, again = (Mirrored(np.random.PCG64(seed)) for _ in range(2))
     ours = run(images, labels, rng, mixup=mixup, cutmix=cutmix, smoothing=0.1, mode=mode)
@@ -141,7 +141,7 @@ def test_a_micro_batch_is_mixed_as_by_timm(mode, mixup, cutmix, seed, monkeypatc
 
 @pytest.mark.parametrize("mode", ["batch", "element"])
 @pytest.mark.parametrize("mixup, cutmix", [(0, 0), (0.8, 0), (0, 1.0), (0.8, 1.0)])
-def test_without_classes_images_are_mixed_as_with_them_and_targets_are_empty(mixup, cutmix, mode):
+def test_without_classes_images_are_mixed_alike_and_targets_are_empty(mixup, cutmix, mode):
     images, labels = micro_batch()
     options = {"mixup": mixup, "cutmix": cutmix, "smoothing": 0.1, "mode": mode}
     mixed, targets = run(images, torch.zeros_like(labels), keyed_rng(3), num_classes=0, **options)

@@ -21,7 +21,7 @@ def only_file(workdir):
     return json.loads(file.read_text())
 
 
-def test_a_run_of_too_high_a_rate_leaves_what_is_known_and_its_command_repeats_it_bit_for_bit(tmp_path, demo_cache):
+def test_a_diverged_run_leaves_a_record_whose_command_repeats_it_bit_for_bit(tmp_path, demo_cache):
     workdir = tmp_path / "run"
     options = ["--recipe=demo_plain", "--debug", f"--workdir={workdir}", "--checkpoint.every_steps=1"]
     options += ["--optim.lr=1e30", "--optim.clip_grad_norm=0", "--trackers=mlflow"]
@@ -44,7 +44,7 @@ def test_a_run_of_too_high_a_rate_leaves_what_is_known_and_its_command_repeats_i
     assert not (replayed / "mlflow").exists()
 
 
-def test_every_ranks_terms_and_images_are_told_with_the_norms_that_were_found(observed):
+def test_the_record_has_every_ranks_terms_and_images_and_the_norms(observed):
     seen = observed[2]["nonfinite file"]
     assert (seen["step"], seen["epoch"], seen["checkpoint"]) == (3, 0, "step00000002")
     assert [terms["ce"] == "nan" for terms in seen["terms"]] == [False, True]
@@ -54,7 +54,7 @@ def test_every_ranks_terms_and_images_are_told_with_the_norms_that_were_found(ob
     assert seen["replay"].startswith("torchrun --nproc_per_node 2 train.py --recipe=")
 
 
-def test_rank_0_alone_writes_and_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
+def test_only_rank_0_writes_and_an_impossible_folder_gives_a_warning(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="vitkd_ds")
     parts = SimpleNamespace(
         run=replace(build_run("demo"), workdir=str(tmp_path)),

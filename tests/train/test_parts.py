@@ -35,7 +35,7 @@ from vitkd_ds.train.parts import build_models, build_parts, check_teacher_classe
     (("cat", "eel"), "it has no 'dog' and also 'eel'"),
     (tuple("abcdefg"), "no 'cat', 'dog' and also 'a', 'b', 'c', 'd', 'e' and 2 more. Pack"),
 ])  # fmt: skip
-def test_what_is_missing_or_too_much_or_the_first_difference_is_named(found, message):
+def test_missing_or_extra_classes_or_the_first_difference_are_named(found, message):
     check_classes(("cat", "dog"), ("cat", "dog"), source="t.json")
     with pytest.raises(ValueError, match=f"t.json differs from the classes of data.train.*{message}"):
         check_classes(("cat", "dog"), found, source="t.json")
@@ -60,7 +60,7 @@ def test_a_class_that_training_lacks_is_named_before_the_run(tmp_path, num_class
         build_parts(run_of(train, val, num_classes), torch.device("cpu"))
 
 
-def test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order(tmp_path):
+def test_validation_uses_trainings_class_numbers_and_a_teacher_must_match_their_order(tmp_path):
     src = write_images(tmp_path / "images", 12, classes=("ant", "bird", "cat"))
     train = pack(src, tmp_path / "train.beton", workers=1).path
     (tmp_path / "names").write_text("cat\nbird\n")
@@ -84,7 +84,7 @@ def test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order(t
 
 
 @pytest.mark.parametrize("model, colour", [("vit_tiny_patch16_224", 128), ("deit_tiny_patch16_224", 124)])
-def test_what_randaugment_uncovers_has_the_mean_colour_of_the_runs_student(tmp_path, model, colour):
+def test_pixels_uncovered_by_randaugment_have_the_students_mean_colour(tmp_path, model, colour):
     src = write_images(tmp_path / "images", 24)
     run = run_of(pack(src, tmp_path / "train.beton", workers=1).path, "", 2)
     run = replace(run, student=replace(run.student, model=model))
@@ -114,7 +114,7 @@ def test_the_student_keeps_its_classifier_only_for_the_classes_of_the_data(tmp_p
     assert bool((models.student.head.weight == 1).all()) == is_kept
 
 
-def test_a_run_that_ends_within_its_warm_up_is_refused(small_beton):
+def test_a_run_that_ends_within_its_warm_up_is_rejected(small_beton):
     run = replace(run_of(small_beton, small_beton, 10), debug=False, max_steps=0, epochs=1)
     with pytest.raises(ValueError, match="the warm-up must be shorter than the run, .*got (\\d+) of \\1 steps"):
         parts.build_parts(run, torch.device("cpu"))
@@ -131,7 +131,7 @@ def test_a_split_is_opened_with_the_settings_of_the_run(small_beton):
         assert torch.equal(images, others[0]) and torch.equal(labels, others[1])
 
 
-def test_the_terms_say_what_is_needed_of_the_teacher():
+def test_the_terms_determine_which_teacher_outputs_are_needed():
     run = build_run("demo")
     for term, placement, expected in (
         ("kd", "shard", {"needs_blocks": False, "needs_logits": True, "stream": True}),
@@ -145,7 +145,7 @@ def test_the_terms_say_what_is_needed_of_the_teacher():
         )
 
 
-def test_the_student_starts_from_the_seed_alone():
+def test_the_students_initial_weights_depend_only_on_the_seed():
     weights = []
     for ambient, seed in ((1, 3), (2, 3), (1, 4)):
         torch.manual_seed(ambient)
@@ -209,7 +209,7 @@ def demo_with(**changes):
     ({"teacher": {"checkpoint": "none.safetensors"}}, "none.safetensors"),
     ({"student": {"model": "deit_tiny_patch", "model_args": {}}}, "deit_tiny_patch"),
 ])  # fmt: skip
-def test_what_one_rank_lacks_ends_all_ranks_before_the_engines_start(demo_cache, changes, found):
+def test_a_file_missing_on_one_rank_ends_all_ranks_before_the_engines_start(demo_cache, changes, found):
     def on_rank(rank):
         with pytest.raises(ValueError) as raised:
             parts.build_parts(demo_with(**changes if rank else {}), torch.device("cpu"))
@@ -219,7 +219,7 @@ def test_what_one_rank_lacks_ends_all_ranks_before_the_engines_start(demo_cache,
     assert kind is ranks.RefusedElsewhere and "rank 1: " in text and found in text and found in other_text
 
 
-def test_a_teacher_that_has_other_classes_on_one_rank_is_refused_on_all(demo_cache, tmp_path):
+def test_a_teacher_with_other_classes_on_one_rank_is_rejected_on_all(demo_cache, tmp_path):
     (tmp_path / "teacher.json").write_text('{"classes": ["ant", "bird"]}')
 
     def on_rank(rank):
@@ -231,7 +231,7 @@ def test_a_teacher_that_has_other_classes_on_one_rank_is_refused_on_all(demo_cac
     assert on_ranks(2, on_rank) == [ranks.RefusedElsewhere, ValueError]
 
 
-def test_a_teacher_that_one_rank_alone_has_whole_is_refused_on_all():
+def test_a_teacher_complete_on_only_one_rank_is_rejected_on_all():
     def on_rank(rank):
         teacher = SimpleNamespace(weight_stream=None) if rank == 0 else SimpleNamespace()
         with pytest.raises(ValueError, match="differs between nodes: ranks 1, 2 cannot stream it"):

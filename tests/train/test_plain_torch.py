@@ -104,7 +104,7 @@ def main():
     leave()
 
 
-def test_updates_with_odd_settings_are_those_of_plain_torch(demo_cache):
+def test_updates_with_unusual_settings_match_plain_torch(demo_cache):
     finish_ranks(start_ranks(1, "-m", __name__))
 
 

@@ -62,7 +62,7 @@ def test_a_run_on_two_ranks_stores_the_answers_of_its_last_evaluation(whole_run)
     assert last["val_agreement"] == pytest.approx(100 * both / 64)
 
 
-def test_padding_and_images_that_were_skipped_have_no_answer_and_no_teacher_has_no_column():
+def test_padding_and_skipped_images_have_no_answer_and_a_missing_teacher_no_column():
     predictions = Predictions()
     predictions.add(torch.tensor([[0.0, 2.0], [3.0, 0.0], [0.0, 0.0]]), {}, torch.tensor([1, -1, 0]))
     predictions.add(torch.tensor([[5.0, 0.0], [1.0, 0.0]]), {}, torch.tensor([0, -1]))

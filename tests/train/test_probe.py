@@ -31,7 +31,7 @@ def cosine(a, b):
 
 
 @pytest.mark.parametrize("k, temperature", [(20, 0.07), (3, 0.5)])
-def test_neighbours_vote_as_in_the_loop(monkeypatch, k, temperature):
+def test_neighbours_vote_like_a_slow_loop(monkeypatch, k, temperature):
     monkeypatch.setattr(probe, "ROWS", 8)
     (train, labels), (val, _) = clusters(50, 0), clusters(19, 1)
     found = knn_votes(train, labels, val, num_classes=K + 1, k=k, temperature=temperature)
@@ -43,7 +43,7 @@ def test_neighbours_vote_as_in_the_loop(monkeypatch, k, temperature):
         assert found[number].tolist() == pytest.approx(votes, rel=1e-3)
 
 
-def test_the_defaults_of_knn_are_dinos_and_too_few_images_are_refused():
+def test_knn_has_dinos_defaults_and_rejects_too_few_images():
     (train, labels), (val, _) = clusters(50, 0), clusters(19, 1)
     explicit = knn_votes(train, labels, val, num_classes=K, k=20, temperature=0.07)
     assert torch.equal(knn_votes(train, labels, val, num_classes=K), explicit)
@@ -71,7 +71,7 @@ def slow_fit(features, labels, *, lr, seed, epochs):
 
 
 @pytest.mark.parametrize("count, lr, seed, epochs", [(300, 0.1, 0, 3), (100, 0.01, 5, 20)])
-def test_a_classifier_is_fitted_as_sgd_by_hand_does(count, lr, seed, epochs):
+def test_a_fitted_classifier_matches_sgd_by_hand(count, lr, seed, epochs):
     features, labels = clusters(count, 0)
     features = features / features.std(0)
     found = fit_linear(features, labels, num_classes=K, lr=lr, seed=seed, epochs=epochs)
@@ -96,7 +96,7 @@ def slow_probe(train, labels, val, seed):
     return answers(train, labels, val, lr), lr, right
 
 
-def test_the_probe_is_the_slow_one_and_its_rate_is_chosen_on_images_it_is_not_fitted_to(monkeypatch):
+def test_the_probe_matches_a_slow_one_and_its_rate_is_chosen_on_held_out_images(monkeypatch):
     monkeypatch.setattr(probe, "RATES", (1e-5, 0.003, 0.1, 10.0))
     (train, labels), (val, _) = clusters(290, 2, shared=3.0), clusters(40, 3, shared=3.0)
     logits, lr, right = slow_probe(train.double(), labels, val.double(), seed=2)
@@ -109,7 +109,7 @@ def test_the_probe_is_the_slow_one_and_its_rate_is_chosen_on_images_it_is_not_fi
         assert linear_probe(train, labels, val, num_classes=K, seed=seed).lr == expected
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_one_others():
+def test_the_seed_determines_every_bit():
     (train, labels), (val, _) = clusters(300, 2), clusters(40, 3)
     first, again, other = (linear_probe(train, labels, val, num_classes=K, seed=seed) for seed in (4, 4, 5))
     assert torch.equal(first.logits_MK, again.logits_MK) and first.lr == again.lr
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others():
     assert torch.equal(default.logits_MK, linear_probe(train, labels, val, num_classes=K, seed=0).logits_MK)
 
 
-def test_a_channel_that_never_varies_changes_nothing_and_few_images_are_refused():
+def test_a_channel_that_never_varies_changes_nothing_and_few_images_are_rejected():
     (train, labels), (val, _) = clusters(120, 2), clusters(40, 3)
     wider = [torch.cat([features, torch.full((len(features), 1), 7.0)], 1) for features in (train, val)]
     both = [linear_probe(one, labels, other, num_classes=K) for one, other in ((train, val), wider)]
@@ -127,6 +127,6 @@ def test_a_channel_that_never_varies_changes_nothing_and_few_images_are_refused(
         linear_probe(train[:9], labels[:9], val, num_classes=K)
 
 
-def test_top1_counts_in_percent():
+def test_top1_is_in_percent():
     scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
     assert top1(scores, torch.tensor([1, 0, 0, 0])) == 75

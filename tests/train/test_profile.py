@@ -27,7 +27,7 @@ print(config.deterministic, torch.backends.cudnn.benchmark)
 """
 
 
-def test_a_trace_holds_the_parts_of_as_many_steps_as_were_asked_for(tmp_path):
+def test_a_trace_has_the_phases_of_the_requested_number_of_steps(tmp_path):
     steps = WAIT + WARMUP + 3
     args = ("--deterministic", "--profile=2", f"--max_steps={steps}", f"--workdir={tmp_path}")
     run_command(sys.executable, ROOT / "train.py", *FLAGS, *args, cwd=ROOT)
@@ -47,7 +47,7 @@ def test_torch_is_told_to_be_deterministic():
 
 
 @pytest.mark.parametrize("trouble", ["a file in place of the folder", "a full disk", "no trace"])
-def test_a_trace_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path, caplog, trouble):
+def test_an_unwritable_trace_gives_a_warning_and_the_run_continues(tmp_path, caplog, trouble):
     if trouble == "a file in place of the folder":
         (tmp_path / "profile").touch()
     if trouble == "no trace":

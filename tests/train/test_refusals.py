@@ -33,7 +33,7 @@ def start(nodes, *options):
 
 
 @pytest.mark.parametrize("kind", ["images", *costly(["weights"])])
-def test_what_one_node_lacks_is_refused_by_all_ranks(nodes, demo_cache, kind):
+def test_if_one_node_lacks_something_all_ranks_exit_with_the_error(nodes, demo_cache, kind):
     options = []
     if kind == "images":
         os.truncate(nodes / "1" / "x.beton", 9000)
@@ -52,7 +52,7 @@ def test_what_one_node_lacks_is_refused_by_all_ranks(nodes, demo_cache, kind):
 
 @pytest.mark.cold
 @pytest.mark.slow
-def test_term_to_a_rank_whose_peer_was_refused_before_they_met_leaves_the_refusal(nodes, demo_cache):
+def test_term_after_a_peers_early_rejection_keeps_the_rejections_exit_code(nodes, demo_cache):
     (nodes / "1" / "x.beton").unlink()
     processes = start(nodes, "--data.num_classes=0")
     refused = processes[1].communicate(timeout=60)[0]

@@ -1,4 +1,4 @@
-"""Results of a run whose ranks differ: skipped images, and a signal that reached only one rank."""
+"""Results of a run on differing ranks: skipped images, and a signal that reached only one rank."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from vitkd_ds.train import loop, results
 CPU = torch.device("cpu")
 
 
-def test_skipped_images_are_those_of_all_loaders_of_all_ranks():
+def test_skipped_images_are_counted_over_all_loaders_and_ranks():
     run = SimpleNamespace(data=SimpleNamespace(on_bad="skip"))
     parts = SimpleNamespace(run=run, device=CPU)
 
@@ -30,7 +30,7 @@ def test_skipped_images_are_those_of_all_loaders_of_all_ranks():
     assert results.skipped_images("skipped", parts) == {}
 
 
-def test_a_signal_that_one_rank_got_ends_an_evaluation_and_a_start_on_all(monkeypatch):
+def test_a_signal_to_one_rank_ends_an_evaluation_and_a_start_on_all(monkeypatch):
     monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
     run = build_run("demo")
 
@@ -59,7 +59,7 @@ def finish_in(workdir, check):
     return results.finish(parts, TrainState(1, 0, step=1, result={"top1": 1.0, "top5": 2.0}), None, check=check)
 
 
-def test_a_job_that_lost_its_run_folder_ends_on_all_ranks_and_writes_no_result_into_it(tmp_path):
+def test_a_job_that_lost_its_run_folder_ends_on_all_ranks_without_writing_results(tmp_path):
     def lose():
         if ranks.rank() == 0:
             raise LockLost("another job has it")
@@ -72,7 +72,7 @@ def test_a_job_that_lost_its_run_folder_ends_on_all_ranks_and_writes_no_result_i
     assert not any(tmp_path.iterdir())
 
 
-def test_rank_0_alone_looks_at_the_lock_and_writes_the_results(tmp_path):
+def test_only_rank_0_checks_the_lock_and_writes_the_results(tmp_path):
     looked = []
     first, second = on_ranks(2, lambda rank: finish_in(tmp_path, lambda: looked.append(ranks.rank())))
     assert looked == [0] and first == second

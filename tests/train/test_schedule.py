@@ -38,13 +38,13 @@ def test_the_rate_warms_up_to_a_peak_that_scales_with_the_batch_and_falls_to_the
 @pytest.mark.parametrize("schedule, values", [
     ("constant", [2, 2, 2, 2]), ("linear", [2, 1.5, 1, 0]), ("cosine", [2, 1 + math.cos(math.pi / 4), 1, 0]),
 ])  # fmt: skip
-def test_loss_weights_start_whole_and_end_as_scheduled(schedule, values):
+def test_loss_weights_start_at_full_value_and_end_as_scheduled(schedule, values):
     run = build_run("demo")
     run = replace(run, losses=replace(run.losses, kd=replace(run.losses.kd, weight=2.0, schedule=schedule)))
     assert [loss_weights_at(step, run, 101)["kd"] for step in (0, 25, 50, 100)] == pytest.approx(values)
 
 
-def test_epochs_become_steps_and_never_none():
+def test_epochs_become_at_least_one_step():
     run = build_run("demo_teacher")  # 40 epochs, one of warm-up, evaluated every second one
     assert make_schedule(run, steps_per_epoch=50, accumulation_steps=2) == Schedule(50, 2000, 50, 100, 50, 2)
     short = replace(run, epochs=0.001, eval_every_epochs=0.001)
@@ -52,7 +52,7 @@ def test_epochs_become_steps_and_never_none():
     assert make_schedule(build_run("demo", debug=True), steps_per_epoch=50, accumulation_steps=1).total_steps == 4
 
 
-def test_evaluations_are_at_the_exact_part_of_an_epoch_rounded_up():
+def test_evaluations_are_at_the_exact_fraction_of_an_epoch_rounded_up():
     run = build_run("demo")
     for percent, steps in itertools.product(range(1, 301), (50, 100, 600, 1251)):
         given = replace(run, eval_every_epochs=percent / 100)
@@ -65,7 +65,7 @@ def test_evaluations_are_at_the_exact_part_of_an_epoch_rounded_up():
 @pytest.mark.parametrize("optim, warmup", [
     ({"warmup_epochs": 0, "warmup_fraction": 0.3}, 6), ({"warmup_epochs": 9}, 19), ({"warmup_epochs": 0}, 0),
 ])  # fmt: skip
-def test_odd_lengths_become_steps(optim, warmup):
+def test_fractional_lengths_become_steps(optim, warmup):
     run = build_run("demo")
     checkpoint = replace(run.checkpoint, every_steps=5)
     run = replace(run, optim=replace(run.optim, **optim), checkpoint=checkpoint, eval_every_epochs=0.5)
@@ -82,7 +82,7 @@ def test_without_a_warm_up_the_first_step_has_the_peak():
 @pytest.mark.parametrize("max_steps, warmup", [
     (1, 0), (2, 1), (5, 1), (24, 2), (60, 6), (100, 10), (101, 100), (300, 100), (1000, 100), (2000, 100),
 ])  # fmt: skip
-def test_a_warm_up_that_max_steps_would_fill_takes_the_same_part_of_the_run_as_of_the_whole(max_steps, warmup):
+def test_a_warm_up_that_would_fill_max_steps_keeps_its_fraction_of_the_run(max_steps, warmup):
     run = replace(build_run("demo"), max_steps=max_steps)  # 20 epochs, two of warm-up
     schedule = make_schedule(run, steps_per_epoch=50, accumulation_steps=1)
     assert (schedule.total_steps, schedule.warmup_steps) == (min(max_steps, 1000), warmup)
@@ -100,7 +100,7 @@ def test_a_warm_up_that_max_steps_would_fill_takes_the_same_part_of_the_run_as_o
     ({"epochs": 0.14, "max_steps": 20}, {"warmup_epochs": 0, "warmup_fraction": 0.95},
      r"got 7 of 7 steps \(optim.warmup_fraction=0.95, 50 steps per epoch, epochs=0.14\). .* or raise --epochs"),
 ])  # fmt: skip
-def test_a_warm_up_as_long_as_the_run_is_refused_but_in_a_debug_run(changes, optim, found):
+def test_a_warm_up_as_long_as_the_run_is_rejected_but_in_a_debug_run(changes, optim, found):
     run = build_run("demo")
     run = replace(run, optim=replace(run.optim, **optim), **changes)
     schedule = make_schedule(run, steps_per_epoch=50, accumulation_steps=1)
@@ -119,7 +119,7 @@ def test_ranks_share_a_global_batch_in_the_largest_micro_batches_that_fit(global
     assert split_batch(global_batch_size, world_size=world_size, limit=limit) == BatchSplit(*split)
 
 
-def test_ranks_that_cannot_share_a_global_batch_are_told_which_can():
+def test_an_indivisible_global_batch_gives_an_error_with_possible_numbers_of_ranks():
     with pytest.raises(ValueError, match="got 12 and 5 ranks. Use 1, 2, 3, 4, 6, 12 ranks, or change --global_batch"):
         split_batch(12, world_size=5, limit=4)
 

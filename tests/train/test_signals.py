@@ -42,14 +42,14 @@ def test_ctrl_c_asks_once_and_interrupts_the_second_time():
 
 
 @pytest.mark.parametrize("name, is_urgent", [("SIGUSR1", False), ("SIGTERM", True), ("SIGHUP", True)])
-def test_slurms_warning_leaves_its_time_and_term_is_urgent_and_neither_interrupts(name, is_urgent):
+def test_slurms_warning_signal_leaves_time_term_is_urgent_and_neither_interrupts(name, is_urgent):
     with listening() as process:
         for _ in range(2):
             process.send_signal(getattr(signal, name))
         assert process.stdout.readline() == f"{name} {is_urgent}\n" and process.poll() is None
 
 
-def test_nohup_keeps_a_run_from_hearing_of_its_terminal():
+def test_with_nohup_a_run_ignores_its_terminals_hangup():
     with listening("nohup") as process:
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGUSR1)
@@ -59,8 +59,8 @@ def test_nohup_keeps_a_run_from_hearing_of_its_terminal():
 @pytest.mark.parametrize("first, second", [
     ("deepspeed", "deepspeed.launcher.launch"), ("torch.distributed.launch", "torchrun"),
 ])  # fmt: skip
-def test_the_end_of_a_launcher_above_asks_the_ranks_to_stop(tmp_path, first, second):
-    """As with `deepspeed`, whose first process dies on TERM and leaves the second process and the ranks running."""
+def test_the_exit_of_an_outer_launcher_asks_the_ranks_to_stop(tmp_path, first, second):
+    """As with `deepspeed`: its first process dies on TERM and leaves the second process and the ranks running."""
     inner = tmp_path / second
     inner.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LISTEN!r}])")
     outer = tmp_path / first

@@ -33,7 +33,7 @@ def test_wilsons_interval_has_its_textbook_values():
         assert wilson_interval(num_images, num_right) == pytest.approx([100 * end for end in expected], abs=2e-3)
 
 
-def test_a_paired_interval_is_walds_on_four_half_images_more_and_stays_within_100_points():
+def test_a_paired_interval_is_walds_with_four_extra_half_images_and_stays_within_100_points():
     for total in range(1, 12):
         for gained, lost in itertools.product(range(total + 1), repeat=2):
             if gained + lost > total:
@@ -50,7 +50,7 @@ def test_a_paired_interval_is_walds_on_four_half_images_more_and_stays_within_10
 
 
 @pytest.mark.parametrize("count", [2, 3, 30, 31, 400])
-def test_the_interval_of_a_mean_is_students(count):
+def test_the_interval_of_a_mean_is_students_t(count):
     values = [(7 * i % 11) ** 1.5 - 4 for i in range(count)]
     low, high = t_interval(values)
     assert (low + high) / 2 == pytest.approx(sum(values) / count)
@@ -59,26 +59,26 @@ def test_the_interval_of_a_mean_is_students(count):
     assert (low, high) == pytest.approx(stats.t.interval(0.95, count - 1, loc=sum(values) / count, scale=error))
 
 
-def test_an_interval_of_differences_is_students_but_never_beyond_100_points():
+def test_an_interval_of_differences_is_students_t_but_never_beyond_100_points():
     assert t_interval_of_differences([1.0, 2.0, 4.0]) == t_interval([1.0, 2.0, 4.0])
     low, high = t_interval([0.0, 20.0])
     assert low < -100 and high > 100 and t_interval_of_differences([0.0, 20.0]) == (-100, 100)
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [0.3, -0.2, 0.5], [5.0, 5.1, 4.9, 5.05, 5.2], [1e-3, -1e-3, 2e-3] * 10])
-def test_p_is_students(values):
+def test_p_comes_from_students_t(values):
     found = stats.ttest_1samp(values, 0)
     assert paired_p(values) == pytest.approx(found.pvalue, rel=1e-9)
     assert paired_p(values) == pytest.approx(exact_p(found.statistic, len(values) - 1), rel=1e-9)
 
 
-def test_equal_values_say_nothing_of_how_they_scatter():
+def test_equal_values_give_no_interval_or_p_value():
     for values in ([2.5, 2.5, 2.5], [0.0, 0.0]):
         assert t_interval(values) is t_interval_of_differences(values) is paired_p(values) is None
 
 
 @pytest.mark.parametrize("num_images", [300, 500, 2000, 50_000])
-def test_the_same_gain_at_each_seed_is_equal_as_metrics_jsonl_rounds_it_and_one_image_more_is_not(num_images):
+def test_gains_equal_after_metrics_jsonls_rounding_count_as_equal_and_one_image_more_does_not(num_images):
     def logged(count):
         return float(f"{100 * count / num_images:.7g}")
 

@@ -40,7 +40,7 @@ def command(workdir, small_beton, demo_cache):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(whole_run, command, workdir):
+def test_a_signal_to_one_rank_stops_all_and_the_run_resumes_bit_for_bit(whole_run, command, workdir):
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 5)
     processes[1].send_signal(signal.SIGUSR1)
@@ -87,7 +87,7 @@ def test_a_killed_rank_ends_the_others_within_the_stated_time(command, workdir):
 
 
 @pytest.mark.slow
-def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(command, workdir):
+def test_a_stalled_rank_ends_the_others_and_a_second_job_is_rejected(command, workdir):
     command += ["--timeout_minutes=0.4", "--max_steps=3000"]
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 6)
@@ -95,7 +95,7 @@ def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(co
     assert refused.returncode == 2 and "is in use by" in refused.stderr
     assert all(process.poll() is None for process in processes), "the first job continues"
     stood_still = time.monotonic()
-    processes[1].send_signal(signal.SIGSTOP)  # like a rank whose device hangs: nobody closes its connections
+    processes[1].send_signal(signal.SIGSTOP)  # like a rank with a hanging device: nobody closes its connections
     output = processes[0].communicate(timeout=60 * 0.4 * 1.1 + LIMIT_S)[0]
     assert processes[0].returncode == 1 and time.monotonic() - stood_still > 20
     assert re.search(r"rank 0, phase \w+, after \d+ updates: no progress for 2\d s", output)

@@ -38,7 +38,7 @@ def published(run):
     (0, 85.73, 1000, "error"), (0, None, 1000, "error"), (80, None, 1000, "ok"), (55, None, 10, "error"),
     (80, None, 10, "ok"),
 ])  # fmt: skip
-def test_the_teacher_is_judged_by_the_interval_or_by_chance(tmp_path, right, figure, num_classes, level):
+def test_the_teacher_is_judged_by_its_interval_or_against_chance(tmp_path, right, figure, num_classes, level):
     if figure:
         (tmp_path / "t.json").write_text(json.dumps({"top1": figure}))
     run = run_with(num_classes, checkpoint=str(tmp_path / "t.safetensors"))
@@ -51,7 +51,7 @@ def test_the_teacher_is_judged_by_the_interval_or_by_chance(tmp_path, right, fig
     (100, 10, 10, "error"), (100, 13, 10, "warning"), (30, 8, 4, "warning"), (512, 0, 2, "error"),
     (512, 1, 1000, "error"), (512, 4, 1000, "ok"),
 ])  # fmt: skip
-def test_too_few_images_to_tell_from_chance_are_a_warning(tmp_path, num_images, right, num_classes, level):
+def test_too_few_images_to_distinguish_from_chance_give_a_warning(tmp_path, num_images, right, num_classes, level):
     run = run_with(num_classes, checkpoint=str(tmp_path / "t.safetensors"))
     chance, interval = 1 / num_classes, stats.binomtest(right, num_images).proportion_ci(0.95, method="wilson")
     is_open, is_near = interval.low < chance, interval.high < chance + 0.1 * (1 - chance)
@@ -62,7 +62,7 @@ def test_too_few_images_to_tell_from_chance_are_a_warning(tmp_path, num_images, 
     assert words.get(level, f"cannot be told from chance with {num_images} images") in said
 
 
-def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):
+def test_the_published_accuracy_is_for_the_crop_or_the_export(tmp_path):
     run = build_run("deit_small_from_deit3_base")
     assert published(run) == (85.48, "published at crop 0.875")
     assert published(build_run("deit_base_from_deit3_large")) == (86.99, "published at crop 1")
@@ -81,7 +81,7 @@ def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):
     assert published(replace(run, data=replace(run.data, num_classes=10))) is None
 
 
-def test_it_is_said_where_nothing_states_the_order_of_the_classes(tmp_path):
+def test_an_unknown_class_order_is_reported(tmp_path):
     run = run_with(10, checkpoint=str(tmp_path / "t.safetensors"))
     assert (
         "nothing beside its file states the order of its classes"
@@ -103,7 +103,7 @@ def guessing(tmp_path_factory):
     return folder / "teacher.safetensors"
 
 
-def test_a_run_refuses_a_teacher_at_chance_warns_of_a_few_images_and_looks_only_once(guessing, tmp_path, demo_cache):
+def test_a_run_rejects_a_teacher_at_chance_warns_about_few_images_and_checks_only_once(guessing, tmp_path, demo_cache):
     base = ["--recipe=demo", "--debug", "--max_steps=1"]
     bad = [*base, f"--teacher.checkpoint={guessing}", f"--workdir={tmp_path / 'bad'}"]
     good = [*base, f"--workdir={tmp_path / 'good'}"]
@@ -121,7 +121,7 @@ def test_a_run_refuses_a_teacher_at_chance_warns_of_a_few_images_and_looks_only_
     assert few["summary"] and "on 50 images" in few["said"] and "no better than chance" in few["said"]
 
 
-def test_what_is_counted_is_what_the_teacher_has_right_of_spread_images(demo_cache):
+def test_correct_answers_are_counted_on_evenly_spread_images(demo_cache):
     run = build_run("demo", debug=True)
     run = replace(run, data=replace(run.data, max_val_images=0))
     seen = []
@@ -164,14 +164,14 @@ def counted_on_three_ranks(monkeypatch, *, late=None, failing=None, most=60):
 
 
 def test_unequal_shares_are_counted_together_and_one_late_rank_stops_all(demo_cache, monkeypatch):
-    # 20 images per rank: micro-batches of 16 and 4, of whose 4 the last rank has all.
+    # 20 images per rank: micro-batches of 16 and 4. The last rank classifies all 4 correctly.
     assert counted_on_three_ranks(monkeypatch) == [(60, 3 + 3 + 0 + 0 + 5 + 4)] * 3
     assert counted_on_three_ranks(monkeypatch, late=1) == [(60, 15)] * 3, "the second was its last micro-batch"
     assert counted_on_three_ranks(monkeypatch, late=2, most=150)[0][0] == 3 * 32
     assert counted_on_three_ranks(monkeypatch, most=59)[0][0] == 59, "padding does not count"
 
 
-def test_a_file_that_one_rank_lacks_is_known_on_all_before_the_teacher_is_shown_images(demo_cache, tmp_path):
+def test_a_file_missing_on_one_rank_is_known_on_all_before_the_teacher_check(demo_cache, tmp_path):
     def on_rank(rank):
         val = "demo" if rank else str(tmp_path / "none.beton")
         run = replace(build_run("demo"), global_batch_size=48)
@@ -185,13 +185,13 @@ def test_a_file_that_one_rank_lacks_is_known_on_all_before_the_teacher_is_shown_
 
 
 def micro_batches_of(rank):
-    """Micro-batches of which rank 1 cannot read the first."""
+    """Micro-batches; rank 1 cannot read the first."""
     if rank == 1:
         raise ValueError("no such image")
     yield torch.zeros(2, 3, 28, 28, dtype=torch.uint8), torch.zeros(2)
 
 
-def test_images_that_one_rank_cannot_read_end_the_look_at_the_teacher_on_all(monkeypatch):
+def test_images_unreadable_on_one_rank_end_the_teacher_check_on_all(monkeypatch):
     run = build_run("demo")
     run = run.with_model("teacher", replace(run.teachers["teacher"], fp8=True))
     device = torch.device("cpu")

@@ -43,7 +43,7 @@ def nkd_of(workdir):
     return [line["nkd"] for line in metrics_of(workdir) if "nkd" in line]
 
 
-def test_two_copies_of_a_teacher_with_a_term_each_teach_bit_for_bit_what_one_with_both_terms_does(outcomes):
+def test_two_copies_of_a_teacher_with_one_term_each_equal_one_with_both_bit_for_bit(outcomes):
     place, found = outcomes
     one, two = (metrics_of(place / name) for name in ("one", "two"))
     assert [line["step"] for line in one] == [line["step"] for line in two] and len(one) == 4
@@ -84,7 +84,7 @@ def test_a_compiled_convolutional_teacher_teaches_the_same(outcomes):
     assert nkd_of(place / "compiled") == pytest.approx(nkd_of(place / "shard"), rel=1e-2)
 
 
-def test_a_teacher_of_tokens_alone_may_have_other_classes_and_is_not_asked_for_answers(outcomes):
+def test_a_teacher_used_only_for_tokens_may_have_other_classes_and_is_not_evaluated(outcomes):
     place, found = outcomes
     summary = found["seven"]["summary"]
     assert summary["teacher_top1"] is None is summary["agreement"] and summary["student_top1"] is not None
@@ -95,7 +95,7 @@ def test_a_teacher_of_tokens_alone_may_have_other_classes_and_is_not_asked_for_a
     assert "agreement" not in done.stdout and "it has no logits for these classes" in done.stderr
 
 
-def test_eval_takes_a_teacher_by_its_run_folder(outcomes):
+def test_eval_accepts_a_teachers_run_folder(outcomes):
     place, _ = outcomes
     words = ["vitkd-ds", "eval", place / "shard", "--teacher"]
     itself = run_command(*words, place / "shard").stdout.split()

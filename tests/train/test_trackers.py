@@ -148,7 +148,7 @@ for lines, step in {starts}:
     assert {key: json.loads(settings)[key] for key in SETTINGS} == SETTINGS
 
 
-def test_a_service_is_waited_for_as_long_as_said_and_what_it_raises_is_raised():
+def test_waiting_for_a_service_has_a_limit_and_its_errors_are_raised():
     assert within(60, lambda: 7) == 7
     with pytest.raises(KeyError, match="own"):
         within(60, lambda: {}["own"])
@@ -156,7 +156,7 @@ def test_a_service_is_waited_for_as_long_as_said_and_what_it_raises_is_raised():
         within(0.1, lambda: time.sleep(30))
 
 
-def test_trackio_that_does_not_answer_takes_nothing_from_the_run(tmp_path, monkeypatch, capsys):
+def test_an_unresponsive_trackio_does_not_affect_the_run(tmp_path, monkeypatch, capsys):
     trackio = pytest.importorskip("trackio", reason="trackio is not installed: docs/training.md says how")
     monkeypatch.setattr(trackio, "init", lambda **_: (print("* hidden"), time.sleep(5)))
     monkeypatch.setattr("vitkd_ds.train.trackers.START_S", 0.2)
@@ -167,7 +167,7 @@ def test_trackio_that_does_not_answer_takes_nothing_from_the_run(tmp_path, monke
     assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1]
 
 
-def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp_path, caplog, monkeypatch):
+def test_a_failed_tracker_gives_one_warning_and_does_not_affect_the_others(tmp_path, caplog, monkeypatch):
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     workdir = tmp_path / "run"
@@ -181,7 +181,7 @@ def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("call", ["values", *costly(["start"])])
-def test_a_server_that_trickles_its_answer_takes_no_more_time_than_the_limit(tmp_path, caplog, monkeypatch, call):
+def test_a_server_that_answers_slowly_is_dropped_at_the_time_limit(tmp_path, caplog, monkeypatch, call):
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
     monkeypatch.setattr("vitkd_ds.train.trackers.SEND_S", 4)
     share = {"timeout_minutes": 4 / 30} if call == "start" else {}  # half of the watchdog's limit, which is shorter
@@ -216,7 +216,7 @@ def test_a_server_that_trickles_its_answer_takes_no_more_time_than_the_limit(tmp
     assert "TimeoutError: no answer within 4 s" in told and accepted.is_set()
 
 
-def test_a_warning_shows_no_password_of_an_address(tmp_path, caplog, monkeypatch):
+def test_a_warning_hides_the_password_in_an_address(tmp_path, caplog, monkeypatch):
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing://user:se@cret@127.0.0.1:1/x?api_key=hidden&n=1")
     write_log(tmp_path / "run", ["mlflow"], (1, {"total": 1.0}))
@@ -225,7 +225,7 @@ def test_a_warning_shows_no_password_of_an_address(tmp_path, caplog, monkeypatch
 
 
 @pytest.mark.parametrize("text", ["aim", "wandb,wandb", "none"])
-def test_an_unknown_tracker_and_one_named_twice_are_refused(text):
+def test_an_unknown_tracker_and_one_named_twice_are_rejected(text):
     with pytest.raises(ValueError, match="trackers must be names of tensorboard, wandb, mlflow, trackio, each once"):
         parse_run((), {"trackers": text})
 
@@ -241,7 +241,7 @@ def test_trackers_are_read_from_text_and_from_a_stored_run(tmp_path):
 
 @pytest.mark.cold
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
-def test_a_tracker_that_is_absent_is_refused_with_its_extra_before_anything_heavy_loads(tmp_path, name):
+def test_a_missing_tracker_is_rejected_with_its_extra_before_slow_imports(tmp_path, name):
     (tmp_path / name).mkdir()  # a result folder written by wandb is not the package
     code = f"""
 import sys

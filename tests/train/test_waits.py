@@ -55,7 +55,7 @@ def main(workdir, placement):
 
 
 @pytest.mark.parametrize("placement", ["replica", "shard"])
-def test_an_update_waits_for_nothing_but_the_outcome_of_the_one_before(tmp_path, placement):
+def test_an_update_waits_only_for_the_outcome_of_the_previous_one(tmp_path, placement):
     finish_ranks(start_ranks(2, "-m", __name__, tmp_path, placement))
     for file in sorted(tmp_path.glob("seen-*.json")):
         seen = json.loads(file.read_text())

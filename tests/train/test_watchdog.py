@@ -91,7 +91,7 @@ def ended():
     return {name: (started[name].returncode, *said[name]) for name in PROGRAMS}
 
 
-def test_a_signal_is_seen_while_the_main_thread_waits_in_a_collective(ended):
+def test_a_signal_is_noticed_while_the_main_thread_waits_in_a_collective(ended):
     code, _, said = ended["in a collective"]
     assert code == 1 and "SIGTERM asked to stop" in said and "SIGTERM: stopping after this step" in said
 
@@ -117,7 +117,7 @@ def test_a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not(ended, ha
 
 
 @pytest.mark.parametrize("where", list(PROGRAMS)[3:7])
-def test_a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not(ended, where):
+def test_a_step_that_hangs_after_term_ends_soon_and_slow_operations_do_not(ended, where):
     code, out, err = ended[where]
     assert code == (where == "in a step") and "a second later" in out, "the clock starts with the signal"
     if code:
@@ -142,7 +142,7 @@ except BaseException as error:
 """
 
 
-def test_a_rank_that_hangs_or_raises_ends_all_and_each_says_where_it_was():
+def test_a_rank_that_hangs_or_raises_ends_all_and_each_logs_its_position():
     endings = ("time.sleep(60)", "raise MemoryError('tried to allocate 20 GiB')")
     started = [start_ranks(2, "-c", WAITING.format(first=first)) for first in endings]
     hanging, raising = (finish_ranks(ranks, timeout=100, codes=[1, 1]) for ranks in started)

@@ -19,7 +19,7 @@ def with_speed(run, *, images_per_s):
     (run / "summary.json").write_text(json.dumps(summary | {"images_per_s": images_per_s}))
 
 
-def test_each_number_is_that_of_the_runs_files(runs):
+def test_each_number_matches_the_runs_files(runs):
     plain, taught = runs / "plain0", runs / "taught3"
     models = {"student": {"model": "s", "parameters": num_parameters(plain), "tokens": 51, "gflops": 0.0234}}
     change(plain, models=models | {"teacher": None})
@@ -65,12 +65,12 @@ def test_each_number_is_that_of_the_runs_files(runs):
     assert rows["plain0"]["teacher_parameters"] == rows["plain0"]["teacher_gflops"] == ""
 
 
-def test_a_run_folder_named_as_a_formula_is_text_in_the_csv(runs):
+def test_a_run_folder_named_like_a_formula_is_text_in_the_csv(runs):
     run = (runs / "plain0").rename(runs / "=plain")
     assert [*rows_of(shown(run, csv=True))] == ["'=plain"]
 
 
-def test_the_training_time_is_that_of_all_starts_and_no_copy_changes_it(runs):
+def test_the_training_time_covers_all_starts_and_is_unchanged_by_copying(runs):
     plain = runs / "plain0"
     time = rows_of(shown(plain, csv=True))["plain0"]["training_time_s"]
     os.utime(plain / "done", (0, 0))
@@ -90,7 +90,7 @@ def test_a_run_of_an_older_version_has_no_sizes(runs):
     assert table(shown(runs / "plain0"))["plain0"][4:6] == ["-", "-"]
 
 
-def test_a_run_without_the_fields_of_newer_versions_has_the_settings_of_one_with_their_defaults(runs):
+def test_fields_missing_from_an_older_run_count_as_their_defaults(runs):
     now, then = (read_results([str(runs / "plain0")])[0] for _ in range(2))
     for key in ("fraction", "classes", "indices"):
         del then.config["run"]["data"][key]
@@ -100,7 +100,7 @@ def test_a_run_without_the_fields_of_newer_versions_has_the_settings_of_one_with
     assert then.settings["of_another_version"] == 1
 
 
-def test_a_run_that_goes_on_is_marked_with_the_step_of_its_last_whole_evaluation(runs):
+def test_an_unfinished_run_is_marked_with_the_step_of_its_last_whole_evaluation(runs):
     run = runs / "taught1"
     before = {line["step"]: line for line in metrics_of(run) if "val_top1" in line}
     unfinish(run)
@@ -134,7 +134,7 @@ def test_damaged_lines_are_skipped(runs, damage):
     assert table(shown(run))["plain0"][7] == "at step 7"
 
 
-def test_names_are_as_long_as_they_must_be_and_a_wide_table_is_cut_in_two(runs):
+def test_names_are_as_short_as_possible_and_a_wide_table_is_split(runs):
     for place in ("a", "b"):
         shutil.copytree(runs / "plain0", runs / place / "same")
     assert list(table(shown(runs / "a" / "same", runs / "b" / "same", runs / "plain1"))) == [
@@ -151,7 +151,7 @@ def test_names_are_as_long_as_they_must_be_and_a_wide_table_is_cut_in_two(runs):
 
 
 @pytest.mark.parametrize("width, pieces", [(60, 3), (80, 2), (140, 1)])
-def test_the_text_fits_the_terminal_and_each_piece_names_the_runs(runs, monkeypatch, width, pieces):
+def test_the_text_fits_the_terminal_and_each_part_names_the_runs(runs, monkeypatch, width, pieces):
     monkeypatch.setenv("COLUMNS", "1000")
     whole = table(shown(runs / "plain0", runs / "taught0"))
     monkeypatch.setenv("COLUMNS", str(width))
@@ -163,7 +163,7 @@ def test_the_text_fits_the_terminal_and_each_piece_names_the_runs(runs, monkeypa
     assert {row[0] for row in rows} == {"taught0"} and sum((row[1:] for row in rows), []) == whole["taught0"]
 
 
-def test_different_numbers_of_images_are_said(runs):
+def test_different_numbers_of_images_are_reported(runs):
     lines = metrics_of(runs / "plain1")
     lines[-1]["val_num_images"] = 2000.0
     (runs / "plain1" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -203,7 +203,7 @@ def no_evaluation(run):
         (lambda run: (run / "summary.json").unlink(), "plain1/summary.json must be readable JSON"),
     ],
 )
-def test_what_is_no_run_is_refused_by_name_before_anything_is_measured(runs, monkeypatch, spoil, message):
+def test_a_path_that_is_not_a_run_is_rejected_by_name_before_any_measurement(runs, monkeypatch, spoil, message):
     monkeypatch.setattr(speed, "measure", lambda results: pytest.fail("measured"))
     spoil(runs / "plain1")
     with pytest.raises(ValueError, match=message):
@@ -211,7 +211,7 @@ def test_what_is_no_run_is_refused_by_name_before_anything_is_measured(runs, mon
     assert not (runs / "x.png").exists()
 
 
-def test_a_folder_given_twice_is_refused_under_any_name(runs, monkeypatch):
+def test_a_folder_given_twice_is_rejected_under_any_path(runs, monkeypatch):
     (runs / "link").symlink_to(runs / "plain0")
     monkeypatch.chdir(runs)
     for other in ("plain0", "plain0/", "./plain0", "plain1/../plain0", "link", runs / "plain0"):

@@ -30,12 +30,12 @@ def test_the_command_prints_csv_and_nothing_else_and_writes_the_plot(runs):
         ("no/x.png", "the folder of --plot"),
     ],
 )
-def test_a_name_that_cannot_be_plotted_to_is_refused_before_the_folders_are_read(tmp_path, name, message):
+def test_an_unusable_plot_name_is_rejected_before_the_folders_are_read(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         shown("no-run", plot=str(tmp_path / name))
 
 
-def test_without_matplotlib_a_sentence_says_what_to_install(trained, tmp_path):
+def test_without_matplotlib_the_error_says_what_to_install(trained, tmp_path):
     blocked = "import sys; sys.modules['matplotlib'] = None; from vitkd_ds.cli import main; main()"
     command = (sys.executable, "-c", blocked, "compare", trained / "plain0", "--speed=false")
     done = run_command(*command, "--plot", tmp_path / "x.png", check=False)
@@ -44,7 +44,7 @@ def test_without_matplotlib_a_sentence_says_what_to_install(trained, tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 12])
-def test_the_plot_has_a_curve_and_a_colour_of_its_own_for_each_run(runs, count):
+def test_each_run_has_its_own_curve_and_colour(runs, count):
     unfinish(runs / "taught0")
     folders = [runs / "plain0", runs / "taught0"]
     for number in range(2, count):

@@ -31,7 +31,7 @@ def top1s(folder, name, seeds):
     return [json.loads((folder / f"{name}{seed}" / "summary.json").read_text())["student_top1"] for seed in seeds]
 
 
-def test_differences_are_over_the_seeds_that_both_have_with_students_interval(runs):
+def test_differences_use_common_seeds_and_students_t_interval(runs):
     top1 = {"plain0": 50, "plain1": 53.125, "plain2": 40.625, "taught0": 57.8125, "taught1": 65, "taught3": 61}
     for name, value in top1.items():
         rewrite_top1(runs / name, value)
@@ -53,14 +53,14 @@ def test_differences_are_over_the_seeds_that_both_have_with_students_interval(ru
         assert below(*first, *second)[2] == expected + "n = 2 pairs, seeds 0, 1"
 
 
-def test_lines_name_at_most_twelve_seeds_and_short_values():
+def test_lines_list_at_most_twelve_seeds_and_short_values():
     assert _seeds(range(12)) == "seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
     assert _seeds(range(13)).endswith(", 11 and 1 more") and _seeds([4]) == "seed 4"
     assert _with_value("key", {"key": 20 * "x"}) == f"key={20 * 'x'}"
     assert _with_value("key", {"key": 21 * "x"}) == _with_value("key", {"key": ""}) == "key"
 
 
-def test_settings_of_the_whole_run_come_first_in_a_line_of_at_most_120_characters():
+def test_run_wide_settings_come_first_in_a_line_of_at_most_120_characters():
     def group(**settings):
         run = {"data": {"train": "", "val": ""}} | settings
         return {0: Result(Path("x"), "x", {"run": run, "images": {"train": 1, "val": 1}}, [], {}, None)}
@@ -82,7 +82,7 @@ def test_one_seed_gives_no_interval_and_no_common_seed_no_difference(runs):
     assert len(shown(runs / "plain0").split("\n\n")) == 2, "nothing can be compared"
 
 
-def test_equal_differences_give_no_interval_and_those_of_two_seeds_stay_within_100_points(runs):
+def test_equal_differences_give_no_interval_and_two_seeds_stay_within_100_points(runs):
     for name, top1 in {"plain0": 50.2, "plain1": 60.6, "taught0": 51.4, "taught1": 61.8}.items():
         rewrite_top1(runs / name, top1)
     folders = [runs / name for name in ("plain0", "plain1", "taught0", "taught1")]
@@ -107,7 +107,7 @@ def test_each_group_is_compared_with_the_first(runs):
     assert lines[6] == "group 3 differs in: optim.lr=0.5"
 
 
-def test_settings_that_decide_what_is_learned_split_groups_and_are_named(runs):
+def test_settings_that_affect_learning_split_groups_and_are_named(runs):
     folders = [runs / "plain0", runs / "plain1", runs / "plain2"]
     free = {"run__data__val": "elsewhere", "run__compile": True, "run__resume": "none", "run__workdir": "moved"}
     change(folders[1], run__data__num_workers=7, **free)
@@ -123,7 +123,7 @@ def test_settings_that_decide_what_is_learned_split_groups_and_are_named(runs):
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_an_extended_run_is_a_group_of_its_own(runs):
+def test_an_extended_run_is_a_separate_group(runs):
     change(runs / "plain1", run__seed=0, extended_at_steps=[7])
     lines = below(runs / "plain0", runs / "plain1")
     assert lines[3] == "group 2 differs in: extended_at_steps=[7]"
@@ -139,7 +139,7 @@ def with_images(run, train, val):
     (run / "config.json").write_text(json.dumps(config | change_to))
 
 
-def test_runs_on_other_images_are_groups_of_their_own_without_a_difference_where_validation_differs(runs):
+def test_runs_on_other_images_are_separate_groups_compared_only_on_equal_validation_images(runs):
     plain, moved, other = runs / "plain0", runs / "plain1", runs / "plain2"
     for run, images in ((plain, (1, 2)), (moved, (1, 2)), (other, (3, 2))):
         with_images(run, *images)
@@ -165,7 +165,7 @@ def test_runs_on_other_images_are_groups_of_their_own_without_a_difference_where
     assert below(plain, other)[3] == "group 2 differs in: the images of data.val"
 
 
-def test_other_parts_of_the_same_validation_images_are_other_images(runs):
+def test_different_subsets_of_the_validation_images_count_as_different_images(runs):
     plain, part = runs / "plain0", runs / "plain1"
     change(part, run__seed=0, run__data__max_val_images=32)
     lines = metrics_of(part)
@@ -178,7 +178,7 @@ def test_other_parts_of_the_same_validation_images_are_other_images(runs):
     assert "no difference" not in shown(plain, part)
 
 
-def test_what_is_no_final_result_of_a_seed_of_its_own_is_left_out_of_the_groups(runs):
+def test_only_final_results_with_distinct_seeds_enter_the_groups(runs):
     unfinish(runs / "taught0")
     shutil.copytree(runs / "plain0", runs / "again")
     text = shown(runs / "plain0", runs / "again", runs / "taught0", runs / "taught1")

@@ -50,7 +50,7 @@ def test_the_exported_student_and_the_teacher_are_measured_once_per_architecture
         assert row["inference_device"].startswith("CPU")
 
 
-def test_a_larger_student_is_another_architecture_and_one_that_is_gone_is_refused(runs, seen):
+def test_a_larger_student_is_another_architecture_and_a_missing_one_is_rejected(runs, seen):
     described = json.loads((runs / "plain1" / "student.json").read_text())
     change(runs / "taught0", run__teacher__model_args=described["args"] | {"depth": 9, "patch_size": 7})
     for key in ("num_classes", "img_size", "pretrained_cfg_overlay"):
@@ -66,7 +66,7 @@ def test_a_larger_student_is_another_architecture_and_one_that_is_gone_is_refuse
     assert not hasattr(seen, "models"), "nothing is measured before all is built"
 
 
-def test_a_teacher_of_its_own_image_size_is_measured_at_it_and_its_probe_is_not_asked_for(runs, seen):
+def test_a_teacher_is_measured_at_its_own_image_size_without_its_probe(runs, seen):
     change(runs / "taught0", run__teacher__image_size=56, run__teacher__head="/no/where.safetensors")
     shown(runs / "taught0", speed=True)
     assert [tuple(images.shape[-2:]) for images in seen.images.values()] == [(28, 28), (56, 56)]
@@ -85,7 +85,7 @@ def test_a_teacher_of_its_own_image_size_is_measured_at_it_and_its_probe_is_not_
         ),
     ],
 )
-def test_a_damaged_description_of_a_student_is_a_sentence(runs, seen, text, message):
+def test_a_damaged_student_description_gives_a_clear_error(runs, seen, text, message):
     (runs / "plain0" / "student.json").write_text(text)
     with pytest.raises(ValueError, match=f"cannot measure the student of .*plain0: .*{message}.* --speed false"):
         shown(runs / "plain0", speed=True)
@@ -106,7 +106,7 @@ class Timed(torch.nn.Module):
 
 
 @pytest.mark.parametrize("student_s, teacher_s, most_s", [(0.001, 0.002, 3.0), (0.01, 0.02, 3.0), (5.0, 10.0, 300.0)])
-def test_models_take_turns_within_a_limit_and_the_median_counts(monkeypatch, student_s, teacher_s, most_s):
+def test_models_are_timed_in_turn_within_a_limit_and_the_median_counts(monkeypatch, student_s, teacher_s, most_s):
     clock = {"now": 0.0, "calls": []}
     monkeypatch.setattr(speed, "_synchronised_time", lambda: clock["now"])
     models = {name: Timed(name, seconds, clock) for name, seconds in (("s", student_s), ("t", teacher_s))}
@@ -124,7 +124,7 @@ def test_the_first_forwards_do_not_count(monkeypatch):
     assert found["s"] == pytest.approx(0.0015), "the median of the fourth, 1 ms, and the fifth, 2 ms"
 
 
-def test_the_packaged_teacher_is_really_slower_than_the_student(runs):
+def test_the_packaged_teacher_is_slower_than_the_student(runs):
     row = rows_of(shown(runs / "taught0", speed=True, csv=True))["taught0"]
     student, teacher = (float(row[f"{role}_inference_images_per_s"]) for role in ("student", "teacher"))
     assert student > 1.5 * teacher > 15 and float(row["inference_times_teacher"]) == pytest.approx(student / teacher)

@@ -18,7 +18,7 @@ def test_times_are_in_seconds_up_to_two_hours(seconds, text):
     assert _time(seconds) == text
 
 
-def test_ten_curves_have_plain_colours_and_more_a_rainbow():
+def test_up_to_ten_curves_have_plain_colours_and_more_use_a_rainbow():
     for count, name in ((1, "tab10"), (10, "tab10"), (11, "turbo")):
         colours = colours_of(count)
         last = count - 1 if name == "tab10" else 1.0
@@ -26,7 +26,7 @@ def test_ten_curves_have_plain_colours_and_more_a_rainbow():
         assert (colours[0], colours[-1]) == (matplotlib.colormaps[name](0), matplotlib.colormaps[name](last))
 
 
-def test_the_speed_is_that_of_the_whole_run_or_else_the_newest_that_was_logged():
+def test_the_speed_is_the_whole_runs_or_else_the_last_logged():
     lines = [{"step": 1, "images_per_s": 5.0}, {"step": 2, "images_per_s": 7.0}, {"step": 3}]
     result = Result(Path("x"), "x", {"run": {"global_batch_size": 8}}, lines, {}, {"steps": 9, "images_per_s": 4.0})
     assert (result.images_per_s, result.training_s) == (4, 18)

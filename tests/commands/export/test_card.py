@@ -24,7 +24,7 @@ def card_of(student, out, **options):
 
 
 @pytest.mark.parametrize("which", ["last", "best"])
-def test_a_card_has_the_results_of_the_step_that_is_exported_with_their_n(whole_run, small_beton, tmp_path, which):
+def test_a_card_has_the_exported_steps_results_with_the_number_of_images(whole_run, small_beton, tmp_path, which):
     run = shutil.copytree(whole_run, tmp_path / "run")
     (run / "checkpoints" / "best").write_text("step00000028")  # a different step than the last
     head, text = card_of(run, tmp_path / "out", which=which)
@@ -60,7 +60,7 @@ def test_a_card_has_the_results_of_the_step_that_is_exported_with_their_n(whole_
         (None, "No licence is stated for it"),
     ],
 )
-def test_a_student_without_a_run_or_classes_has_a_card_of_what_is_known(tmp_path, licence, said):
+def test_a_student_without_a_run_or_classes_has_a_card_with_the_known_facts(tmp_path, licence, said):
     write_student(tmp_path / "student")
     described = json.loads((tmp_path / "student" / "student.json").read_text())
     described |= {"teacher": {"model": "vit_large", "license": licence}, "features": {"width": 64}}
@@ -78,11 +78,11 @@ def test_a_student_without_a_run_or_classes_has_a_card_of_what_is_known(tmp_path
     assert f"`dino`. {said}. `clip`. {said}. Whether" in text
 
 
-def test_names_of_users_are_shown_as_text():
+def test_user_supplied_names_are_shown_as_text():
     assert code("a|b`c`\n# d") == r"`a/b'c'\n# d`"
 
 
-def test_the_lines_of_a_card_load_the_student(tmp_path, monkeypatch, capsys):
+def test_the_code_on_a_card_loads_the_student(tmp_path, monkeypatch, capsys):
     write_student(tmp_path / "student", num_classes=10)
     _, text = card_of(tmp_path / "student", tmp_path / "out")
     monkeypatch.chdir(tmp_path)

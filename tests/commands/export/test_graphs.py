@@ -25,7 +25,7 @@ PARTS = {torch.float32: 1e-5, torch.float16: 5e-3}
 
 
 TEXTS = ("model", "interpolation", "input", "output")
-"""Keys of the metadata whose value is text; the others are JSON."""
+"""Metadata keys with text values; the others are JSON."""
 
 
 def export_graph(student, out, **options):
@@ -74,7 +74,7 @@ OTHER_KINDS = sorted(set(product(("onnx", "torch_export"), (0, 10), (False, True
 
 
 @pytest.mark.parametrize("format, num_classes, half", [*KINDS, *costly(OTHER_KINDS)])
-def test_a_graph_computes_what_timm_does_for_any_number_of_images_and_says_how_to_feed_it(
+def test_a_graph_matches_timm_for_any_number_of_images_and_describes_its_inputs(
     tmp_path, small_beton, format, num_classes, half
 ):
     model = write_student(tmp_path / "student", num_classes=num_classes)
@@ -103,7 +103,7 @@ def test_a_graph_computes_what_timm_does_for_any_number_of_images_and_says_how_t
         assert difference < PARTS[dtype], difference
 
 
-def test_large_weights_lie_beside_the_onnx_and_are_found_there(tmp_path, small_beton, monkeypatch):
+def test_large_weights_are_stored_next_to_the_onnx_file_and_found_there(tmp_path, small_beton, monkeypatch):
     monkeypatch.setattr(graphs, "ONE_FILE_BYTES", 0)
     write_export(tmp_path / "student")
     export_graph(tmp_path / "student", tmp_path / "out", format="onnx", val=str(small_beton))
@@ -113,7 +113,7 @@ def test_large_weights_lie_beside_the_onnx_and_are_found_there(tmp_path, small_b
     onnx.checker.check_model(tmp_path / "out" / "model.onnx")
 
 
-def test_a_graph_that_overflows_in_fp16_is_refused_and_leaves_nothing(tmp_path, small_beton):
+def test_a_graph_that_overflows_in_fp16_is_rejected_and_leaves_no_files(tmp_path, small_beton):
     write_export(tmp_path / "student")
     weights = load_file(tmp_path / "student" / "student.safetensors")
     weights["head.weight"] *= 1e6
@@ -126,7 +126,7 @@ def test_a_graph_that_overflows_in_fp16_is_refused_and_leaves_nothing(tmp_path, 
     export_graph(tmp_path / "student", tmp_path / "out", **options)
 
 
-def test_the_bound_is_a_part_of_the_largest_answer_and_every_micro_batch_counts(tmp_path):
+def test_the_bound_is_relative_to_the_largest_output_and_every_micro_batch_counts(tmp_path):
     images_BCHW, expected_BK = torch.zeros(16, 3, 4, 4), torch.full((16, 2), 50.0)
     for size in (1, 3, 16):
 
@@ -142,7 +142,7 @@ def test_the_bound_is_a_part_of_the_largest_answer_and_every_micro_batch_counts(
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-def test_a_run_knows_its_images_also_those_of_a_folder_that_was_never_packed(tmp_path, small_beton, backend):
+def test_a_run_knows_its_images_even_from_a_folder_never_packed(tmp_path, small_beton, backend):
     write_export(tmp_path / "run")
     folder = str(small_beton.parent / "images") if backend == "torchvision" else str(small_beton)
     run = build_run("demo")
@@ -161,7 +161,7 @@ def test_a_run_knows_its_images_also_those_of_a_folder_that_was_never_packed(tmp
         ),
     ],
 )
-def test_a_graph_without_images_is_refused(tmp_path, options, message):
+def test_a_graph_without_images_is_rejected(tmp_path, options, message):
     write_export(tmp_path / "student")
     options = {key: value.format(tmp_path) for key, value in options.items()}
     with pytest.raises(ValueError, match=message):
@@ -169,7 +169,7 @@ def test_a_graph_without_images_is_refused(tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_its_packages_onnx_is_refused_with_the_line_to_type(tmp_path, monkeypatch):
+def test_without_its_packages_onnx_is_rejected_with_the_install_command(tmp_path, monkeypatch):
     write_export(tmp_path / "student")
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ValueError, match=r"--format onnx needs onnxscript, found .*: pip install 'vitkd_ds\[onnx\]'"):

@@ -98,7 +98,7 @@ def test_timm_loads_the_folder_with_the_same_answers_preprocessing_and_classes(t
     assert "license" not in loaded.pretrained_cfg or loaded.pretrained_cfg["license"] is None
 
 
-def test_half_halves_the_weights_and_the_folder_is_not_overwritten(tmp_path):
+def test_half_precision_halves_the_file_and_the_folder_is_not_overwritten(tmp_path):
     write_export(tmp_path / "student")
     export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf", half=True)
     whole, halves = (
@@ -142,7 +142,7 @@ def test_a_pushed_student_is_private_and_loads_from_the_hub_and_no_push_replaces
     assert hub.repositories == {name: repository for name, (repository, _) in others.items()}
 
 
-def test_a_hub_that_refuses_is_a_sentence_and_leaves_nothing(tmp_path, hub, monkeypatch):
+def test_a_rejecting_hub_gives_a_clear_error_and_leaves_nothing(tmp_path, hub, monkeypatch):
     write_export(tmp_path / "student")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     refusal = "cannot create or read the repository 'me/small': .*401.*`hf auth login`"
@@ -151,7 +151,7 @@ def test_a_hub_that_refuses_is_a_sentence_and_leaves_nothing(tmp_path, hub, monk
     assert not (tmp_path / "out").exists() and not hub.repositories
 
 
-def test_a_student_that_does_not_reach_the_hub_is_kept_and_the_message_says_how_to_go_on(tmp_path, hub):
+def test_a_failed_push_keeps_the_student_and_the_message_says_how_to_continue(tmp_path, hub):
     write_export(tmp_path / "student")
     hub.takes_commits = False
     message = f"wrote .*out, but could not upload it to me/small: .*Retry with `hf upload me/small {tmp_path}/out`"
@@ -169,14 +169,14 @@ def test_a_student_that_does_not_reach_the_hub_is_kept_and_the_message_says_how_
         ({"format": "hf", "which": "first"}, "--which must be last or best, got first"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
+def test_options_that_do_not_fit_are_rejected(tmp_path, options, message):
     write_export(tmp_path / "student")
     with pytest.raises(ValueError, match=message):
         export(str(tmp_path / "student"), str(tmp_path / "out"), **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_for_the_hub_predicts_is_evaluated_teaches_and_is_exported_again(tmp_path, small_beton):
+def test_a_hub_export_can_predict_be_evaluated_teach_and_be_exported_again(tmp_path, small_beton):
     model = write_export(tmp_path / "student")
     export(str(tmp_path / "student"), str(tmp_path / "hf"), format="hf")
     ours, theirs = (str(tmp_path / name) for name in ("student", "hf"))

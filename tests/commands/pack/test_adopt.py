@@ -1,4 +1,4 @@
-"""`adopt` and `check`: a .beton from stock FFCV trains like one of ours, and damaged images are named by number."""
+"""`adopt` and `check`: a .beton from stock FFCV trains like a packed one, and damaged images are named by number."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def vitkd_ds(monkeypatch, capsys):
     return run
 
 
-def test_an_adopted_file_gives_the_micro_batches_that_our_own_gives(files, stock, vitkd_ds):
+def test_an_adopted_file_gives_the_same_micro_batches_as_our_own(files, stock, vitkd_ds):
     path, before = stock / "raw.beton", (stock / "raw.beton").read_bytes()
     code, said = vitkd_ds("adopt", path, "--classes", stock / "classes.txt")
     assert code == 0 and f"{path}: {NUM_IMAGES} images in 2 classes" in said and path.read_bytes() == before
@@ -98,7 +98,7 @@ def test_an_adopted_file_gives_the_micro_batches_that_our_own_gives(files, stock
         assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
 
 
-def test_the_side_file_says_what_is_known(stock, vitkd_ds):
+def test_the_side_file_records_the_known_facts(stock, vitkd_ds):
     for name, options, is_shuffled in (("raw", [], False), ("jpg", ["--shuffled"], True)):
         assert vitkd_ds("adopt", stock / f"{name}.beton", "--classes", stock / "classes.txt", *options)[0] == 0
         info = check_beton(stock / f"{name}.beton")
@@ -117,7 +117,7 @@ def test_the_side_file_says_what_is_known(stock, vitkd_ds):
         (None, "needs --classes"),
     ],
 )
-def test_unfit_classes_are_refused_and_nothing_is_written(stock, vitkd_ds, names, message):
+def test_unfit_classes_are_rejected_and_nothing_is_written(stock, vitkd_ds, names, message):
     (stock / "classes.txt").write_text(names or "")
     options = ["--classes", stock / "classes.txt"] if names else []
     code, said = vitkd_ds("adopt", stock / "raw.beton", *options)
@@ -126,9 +126,7 @@ def test_unfit_classes_are_refused_and_nothing_is_written(stock, vitkd_ds, names
     assert code == 2 and not side_path(stock / "raw.beton").exists()
 
 
-def test_images_that_do_not_decode_are_refused_when_they_are_adopted_and_changed_ones_when_they_are_checked(
-    stock, vitkd_ds
-):
+def test_adopt_rejects_undecodable_images_and_check_rejects_changed_ones(stock, vitkd_ds):
     path, content = stock / "jpg.beton", bytearray((stock / "jpg.beton").read_bytes())
     places = read_tables(path).metadata["offset"].astype(int)
     cut = bytearray(content)
@@ -153,7 +151,7 @@ def test_images_that_do_not_decode_are_refused_when_they_are_adopted_and_changed
     assert read_beton(path)[0].num_images == NUM_IMAGES, "the tables are whole"
 
 
-def test_a_file_without_a_side_file_or_with_another_is_told_apart_from_a_damaged_one(stock, vitkd_ds):
+def test_a_missing_or_foreign_side_file_is_distinguished_from_damage(stock, vitkd_ds):
     code, said = vitkd_ds("check", stock / "raw.beton")
     assert code == 2 and "must have its side file" in said and "vitkd-ds adopt" in said
     code, said = vitkd_ds("adopt", stock / "no.beton", "--classes", stock / "classes.txt")
@@ -163,7 +161,7 @@ def test_a_file_without_a_side_file_or_with_another_is_told_apart_from_a_damaged
     assert json.loads(side_path(stock / "raw.beton").read_text()) == {"mine": 1}
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_images_are_read(stock, vitkd_ds):
+def test_a_folder_that_cannot_be_written_is_rejected_before_the_images_are_read(stock, vitkd_ds):
     with tempfile.TemporaryDirectory() as top:  # not below pytest's folder, which only its owner may enter
         for name in ("raw.beton", "classes.txt"):
             shutil.copy(stock / name, top)

@@ -22,7 +22,7 @@ BAD = {"text.jpg": b"not an image", "empty.png": b"", "cut.png": CUT, "thin.png"
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_stops_the_run_by_name_and_leaves_nothing_and_alone_is_an_error_even_when_skipped(tmp_path, name):
+def test_a_bad_file_stops_packing_by_name_and_if_no_other_exists_even_with_skip_bad(tmp_path, name):
     src = one_class(tmp_path, GOOD | {name: BAD[name]})
     with pytest.raises(ValueError, match=f"only/{name}"):
         pack(src, tmp_path / "x.beton", workers=1)
@@ -33,14 +33,14 @@ def test_a_bad_file_stops_the_run_by_name_and_leaves_nothing_and_alone_is_an_err
     assert names_in(tmp_path) == ["images"]
 
 
-def test_bad_files_are_left_out_and_named_when_asked(tmp_path, caplog):
+def test_bad_files_are_skipped_and_named_on_request(tmp_path, caplog):
     info = pack(one_class(tmp_path, GOOD | BAD), tmp_path / "x.beton", write_mode="raw", workers=1, skip_bad=True)
     assert info.num_images == 2 and check_beton(info.path) == info and read_beton(info.path)[2].tolist() == [0, 0]
     assert stored(info.path, 0)[0, 0, 0] == 1 and stored(info.path, 1)[0, 0, 0] == 0
     assert all(name in caplog.text for name in BAD)
 
 
-def test_what_is_kept_after_a_bad_file_is_said_and_skip_bad_goes_on_with_it(tmp_path, caplog):
+def test_an_error_names_the_kept_parts_and_skip_bad_continues_with_them(tmp_path, caplog):
     images = noise(parts.PART + 8, 16, 16)
     src, dst = one_class(tmp_path, images), tmp_path / "x.beton"
     (src / "only" / "zz.jpg").write_bytes(zeroed(photograph()))
@@ -56,7 +56,7 @@ def test_what_is_kept_after_a_bad_file_is_said_and_skip_bad_goes_on_with_it(tmp_
     assert info.num_images == len(images) and names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
 
-def test_an_image_that_was_bad_is_tried_again_without_skip_bad(tmp_path, monkeypatch):
+def test_without_skip_bad_a_bad_image_is_retried(tmp_path, monkeypatch):
     src, dst = one_class(tmp_path, GOOD | {"bad.png": bytes(100)}), tmp_path / "x.beton"
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(pack_module, "damaged_images", lambda *args, **options: 1 // 0)
@@ -66,7 +66,7 @@ def test_an_image_that_was_bad_is_tried_again_without_skip_bad(tmp_path, monkeyp
     assert len(bad.read_bytes()) == 100 and pack(src, dst, workers=1).num_images == 3
 
 
-def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason(tmp_path, caplog):
+def test_originals_not_stored_unchanged_are_counted_with_the_reason(tmp_path, caplog):
     files = {"a.jpg": photograph(), "b.png": Image.new("RGB", (8, 8)), "c.jpg": Image.new("CMYK", (8, 8))}
     files["d.jpg"] = photograph() + bytes(8 * 2**20)
     src = one_class(tmp_path, files)
@@ -80,7 +80,7 @@ def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason
     assert not caplog.text
 
 
-def test_a_file_that_cannot_be_read_is_no_bad_image_but_an_error(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_an_error_and_not_a_bad_image(tmp_path, monkeypatch):
     src, begin = one_class(tmp_path, GOOD), pack_module.open_unfinished
 
     def remove_one(*args, **options):
@@ -106,7 +106,7 @@ def test_a_file_that_appears_while_packing_is_not_overwritten(tmp_path, monkeypa
     assert dst.read_text() == "precious" and not side_path(dst).exists()
 
 
-def test_a_link_to_nothing_and_a_foreign_file_with_the_side_files_name_are_refused_and_left_alone(tmp_path):
+def test_a_dangling_link_or_foreign_file_at_the_side_files_path_is_rejected_and_kept(tmp_path):
     src, dst = write_images(tmp_path / "images", 2), tmp_path / "x.beton"
     dst.symlink_to(tmp_path / "no")
     with pytest.raises(ValueError, match="dst '.*x.beton' already exists .a broken link"):
@@ -125,7 +125,7 @@ def test_a_link_to_nothing_and_a_foreign_file_with_the_side_files_name_are_refus
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_what_a_run_left_that_died_between_naming_its_two_files_is_used_or_replaced(tmp_path, monkeypatch, restart):
+def test_files_of_a_run_killed_between_its_two_renames_are_used_or_replaced(tmp_path, monkeypatch, restart):
     src, dst, replace = write_images(tmp_path / "images", 2), tmp_path / "x.beton", os.replace
     monkeypatch.setattr(os, "replace", lambda old, new: os._exit(7) if Path(new) == dst else replace(old, new))
     process = os.fork()
@@ -172,7 +172,7 @@ def test_a_worker_that_fails_names_the_reason(tmp_path, monkeypatch):
     assert names_in(tmp_path) == ["images"]
 
 
-def test_a_file_that_may_not_grow_is_a_clear_error(tmp_path):
+def test_a_file_size_limit_gives_a_clear_error(tmp_path):
     src, dst = write_images(tmp_path / "images", 40), tmp_path / "x.beton"
     words = shlex.join(map(str, (*COMMAND, src, dst, "--write_mode", "raw", "--workers", "2")))
     done = subprocess.run(["bash", "-c", f"ulimit -f 8200; {words}"], capture_output=True, text=True, timeout=60)
@@ -181,7 +181,7 @@ def test_a_file_that_may_not_grow_is_a_clear_error(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
+def test_a_full_disk_gives_a_clear_error_and_freeing_space_helps(tmp_path, caplog):
     images, disk = noise(80, 220, 220), tmp_path / "disk"
     src = one_class(tmp_path, images)
     disk.mkdir()
@@ -214,7 +214,7 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
         ("x.beton", {"passthrough": True, "write_mode": "raw"}, "passthrough needs write_mode 'jpg'"),
     ],
 )
-def test_unfit_arguments_are_refused_and_nothing_is_overwritten(tmp_path, dst, options, message):
+def test_invalid_arguments_are_rejected_and_nothing_is_overwritten(tmp_path, dst, options, message):
     (tmp_path / "old.beton").write_text("precious")
     with pytest.raises(ValueError, match=message):
         pack(write_images(tmp_path / "images", 2), tmp_path / dst, **options)

@@ -34,14 +34,14 @@ def passthrough(**changes):
     ],
 )
 @pytest.mark.parametrize("encoding", [passthrough(), jpg(max_resolution=50)])
-def test_what_is_damaged_or_no_image_is_refused(content, reason, encoding):
+def test_damaged_files_and_files_that_are_not_images_are_rejected(content, reason, encoding):
     with pytest.raises((ValueError, OSError), match=reason):
         encode(content, encoding, number=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"kind": "MPO", "save_all": True}], ids=str)
 @pytest.mark.parametrize("encoding", [passthrough(), jpg(), jpg(max_resolution=200), jpg(write_mode="raw")], ids=str)
-def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(options, encoding):
+def test_a_jpeg_with_a_damaged_scan_is_rejected_although_pillow_decodes_it(options, encoding):
     good = photograph(**options)
     content = zeroed(good)
     assert load_rgb(content).shape == (192, 256, 3)
@@ -56,7 +56,7 @@ def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(o
 
 
 @pytest.mark.parametrize("number", [0, 3, -1])
-def test_a_damaged_segment_between_restart_markers_is_refused_wherever_it_is(number):
+def test_a_damaged_segment_between_restart_markers_is_rejected_at_any_position(number):
     good = photograph(restart_marker_rows=1)
     ends = [at for at in range(len(good) - 1) if good[at] == 0xFF and 0xD0 <= good[at + 1] <= 0xD7]
     first, last = list(zip(ends, ends[1:]))[number]
@@ -115,7 +115,7 @@ def test_sizes_at_the_limits():
 
 @pytest.mark.parametrize("write_mode", ["jpg", "raw"])
 @pytest.mark.parametrize("max_resolution", [0, 33, 500])
-def test_encoding_is_ffcvs_own(write_mode, max_resolution):
+def test_encoding_equals_ffcvs(write_mode, max_resolution):
     encoding = jpg(write_mode=write_mode, max_resolution=max_resolution)
     stored = encode(file_of(Image.fromarray(PHOTO), "PNG"), encoding, number=3)
     field, kept = RGBImageField(write_mode, max_resolution or None, jpeg_quality=90), []
@@ -139,7 +139,7 @@ def test_the_shorter_side_is_scaled_down_by_pillow_and_never_up():
     assert encode(content, jpg(write_mode="raw", short_side=61), number=0).content == PHOTO.tobytes()
 
 
-def test_plain_and_grey_jpegs_pass_through_and_others_are_encoded_for_a_reason():
+def test_plain_and_grey_jpegs_pass_through_and_others_are_encoded_with_a_reason():
     grey, photo = (file_of(Image.fromarray(pixels), "JPEG") for pixels in (GREY, PHOTO))
     assert encode(grey, passthrough(), number=0).content == grey
     fine = {"quality": 100, "subsampling": 0}
@@ -162,7 +162,7 @@ def test_plain_and_grey_jpegs_pass_through_and_others_are_encoded_for_a_reason()
     assert encode(too_long, passthrough(), number=0).origin == TOO_LARGE
 
 
-def test_originals_get_restart_markers_where_they_are_asked_for_and_keep_their_pixels():
+def test_originals_get_restart_markers_on_request_and_keep_their_pixels():
     for options in ({}, {"progressive": True}, {"keep_rgb": True}, {"exif": TURNED}):
         content = file_of(Image.fromarray(PHOTO), "JPEG", **options)
         stored = encode(content, passthrough(restart_markers=True), number=0)
@@ -172,7 +172,7 @@ def test_originals_get_restart_markers_where_they_are_asked_for_and_keep_their_p
         jpg(restart_markers=True)
 
 
-def test_an_original_stays_as_it_is_where_markers_would_change_a_pixel_or_cannot_be_added(monkeypatch):
+def test_an_original_stays_unchanged_if_markers_would_change_a_pixel_or_cannot_be_added(monkeypatch):
     content, other = (file_of(Image.fromarray(pixels), "JPEG") for pixels in (PHOTO, PHOTO // 2))
     for marked in (other, None):
         monkeypatch.setattr("vitkd_ds.commands.pack.encode.with_restart_markers", lambda jpeg, marked=marked: marked)

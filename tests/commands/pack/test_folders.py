@@ -61,7 +61,7 @@ def refused(*paths, match, **changes):
         pack_folders(run_of(*paths, **changes))
 
 
-def test_both_folders_are_packed_beside_themselves_once_with_the_classes_of_training(photos, tmp_path, caplog):
+def test_both_folders_are_packed_once_next_to_themselves_with_trainings_classes(photos, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     run = run_of(photos / "train", photos / "val", image_size=16)
     found = pack_folders(run)
@@ -89,7 +89,7 @@ def test_both_folders_are_packed_beside_themselves_once_with_the_classes_of_trai
     assert packed(tmp_path / "elsewhere" / "train")[0] == str(tmp_path / "elsewhere" / "train.beton")
 
 
-def test_photos_of_validation_are_kept_as_they_are_and_those_that_train_are_encoded_anew(photos):
+def test_validation_photos_are_kept_unchanged_and_training_photos_are_reencoded(photos):
     for split in ("train", "val"):
         with Image.open(photos / split / "ant" / "000.png") as image:
             image.resize((600, 600)).save(photos / split / "ant" / "000.jpg", quality=30)
@@ -100,7 +100,7 @@ def test_photos_of_validation_are_kept_as_they_are_and_those_that_train_are_enco
 
 
 @pytest.mark.cold
-def test_only_class_folders_of_the_ffcv_backend_are_packed_and_torch_is_not_needed_to_know_it(photos, monkeypatch):
+def test_only_class_folders_for_ffcv_are_packed_and_deciding_it_needs_no_torch(photos, monkeypatch):
     monkeypatch.chdir(photos)
     shutil.copytree(photos / "val", photos / "demo")
     torchvision = run_of(photos / "train", photos / "val", backend="torchvision")
@@ -117,7 +117,7 @@ def test_only_class_folders_of_the_ffcv_backend_are_packed_and_torch_is_not_need
         assert done.stdout == f"RESULT {photos}/train.beton {photos}/val.beton False\n", done.stderr
 
 
-def test_a_folder_of_validation_takes_the_classes_of_whatever_training_is(tmp_path, photos, demo_cache):
+def test_a_validation_folder_takes_trainings_classes_from_any_source(tmp_path, photos, demo_cache):
     val = write_images(tmp_path / "some", 4, classes=(CLASSES[3], CLASSES[1]))
     assert packed("demo", val) == ("demo", f"{val}.beton")
     assert check_beton(f"{val}.beton").classes == check_beton(demo_beton("train")).classes == CLASSES
@@ -137,7 +137,7 @@ def test_a_folder_of_validation_takes_the_classes_of_whatever_training_is(tmp_pa
 
 
 @pytest.mark.parametrize("change", ["more", "fewer", "renamed", "size", "class", "no class"])
-def test_a_folder_that_changed_is_refused_until_the_file_is_removed(photos, change):
+def test_a_changed_folder_is_rejected_until_its_packed_file_is_removed(photos, change):
     train = photos / "train"
     packed(train)
     image = train / "bird" / "001.png"
@@ -168,7 +168,7 @@ def test_a_folder_that_changed_is_refused_until_the_file_is_removed(photos, chan
     assert check_beton(photos / "train.beton").num_images == len(list(train.rglob("*.png")))
 
 
-def test_a_file_that_was_packed_by_hand_counts_and_one_that_does_not_say_from_what_is_refused(photos):
+def test_a_file_packed_by_hand_is_used_and_one_without_a_recorded_source_is_rejected(photos):
     (photos / "names").write_text("cat\ndog\nant\n")
     (photos / "val" / "ant" / "bad.png").write_bytes(b"no image")
     refused(
@@ -184,7 +184,7 @@ def test_a_file_that_was_packed_by_hand_counts_and_one_that_does_not_say_from_wh
     refused(photos / "train", photos / "val", match="cannot tell whether .*val.beton' matches .* older version")
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(photos):
+def test_an_unwritable_folder_gives_a_clear_error(photos):
     with tempfile.TemporaryDirectory() as top:  # not below pytest's folder, which only its owner may enter
         shutil.copytree(photos, Path(top, "photos"))
         for path, mode in ((top, 0o755), (Path(top, "photos"), 0o555)):
@@ -231,7 +231,7 @@ def start():
 
 
 @pytest.mark.slow
-def test_other_ranks_and_other_runs_wait_for_the_one_that_packs(tmp_path, start):
+def test_other_ranks_and_runs_wait_for_the_packing_process(tmp_path, start):
     src = late(tmp_path)
     processes = start(src, "0", "1", "0")
     assert any("later starts reuse" in line for line in processes[2].stdout), "and then it waits for the lock"
@@ -247,7 +247,7 @@ def test_other_ranks_and_other_runs_wait_for_the_one_that_packs(tmp_path, start)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *costly([signal.SIGKILL, signal.SIGINT, signal.SIGUSR1])])
-def test_a_run_that_is_ended_while_it_packs_goes_on_with_it(tmp_path, caplog, start, number):
+def test_a_run_stopped_while_packing_continues_packing_later(tmp_path, caplog, start, number):
     src = late(tmp_path)
     (process,) = start(src, "0")
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -260,7 +260,7 @@ def test_a_run_that_is_ended_while_it_packs_goes_on_with_it(tmp_path, caplog, st
     assert names_in(tmp_path) == ["images", "images.beton", "images.beton.json"]
 
 
-def test_a_wait_is_given_up_when_nothing_grows_and_when_a_signal_comes(photos, monkeypatch, caplog):
+def test_waiting_ends_without_progress_or_on_a_signal(photos, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("RANK", "1")
     for name, seconds in (("POLL_S", 0.05), ("SAY_S", 0.4), ("PATIENCE_S", 0.6)):
@@ -290,7 +290,7 @@ def test_a_wait_is_given_up_when_nothing_grows_and_when_a_signal_comes(photos, m
     assert not (photos / "train.beton").exists()
 
 
-def test_folders_whose_labels_are_ignored_are_packed_each_with_its_own_classes(photos, tmp_path):
+def test_folders_with_ignored_labels_are_packed_with_their_own_classes(photos, tmp_path):
     assert packed(photos / "train", photos / "val", labels="ignore", num_classes=0)
     assert check_beton(photos / "train.beton").classes == ("ant", "bird", "cat")
     assert check_beton(photos / "val.beton").classes == ("ant", "cat")

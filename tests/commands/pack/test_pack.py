@@ -52,7 +52,7 @@ def one_class(tmp_path, files):
     return tmp_path / "images"
 
 
-def test_raw_images_come_back_pixel_for_pixel_with_labels_in_name_order(tmp_path):
+def test_raw_images_are_read_back_exactly_with_labels_in_name_order(tmp_path):
     src = write_images(tmp_path / "images", 9, classes=("b b", "ä", "a\n'\"", "0", "no utf-8"))
     os.rename(src / "no utf-8", os.fsencode(src) + b"/\xff\xfe")
     info = pack(src, tmp_path / "x.beton", write_mode="raw", workers=2)
@@ -71,7 +71,7 @@ def test_raw_images_come_back_pixel_for_pixel_with_labels_in_name_order(tmp_path
         ({"max_resolution": 0, "short_side": 50}, (50, 100, 3)),
     ],
 )
-def test_larger_images_are_scaled_down_and_smaller_ones_left(tmp_path, settings, shape):
+def test_larger_images_are_scaled_down_and_smaller_ones_kept(tmp_path, settings, shape):
     images = {"big.png": Image.new("RGB", (200, 100)), "small.png": Image.new("RGB", (30, 20))}
     info = pack(one_class(tmp_path, images), tmp_path / "x.beton", write_mode="raw", workers=1, **settings)
     assert stored(info.path, 0).shape == shape and stored(info.path, 1).shape == (20, 30, 3)
@@ -111,7 +111,7 @@ def test_originals_with_restart_markers_count_as_originals_and_have_the_same_pix
         np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(content))), np.array(Image.open(path)))
 
 
-def test_neither_content_nor_the_one_shuffled_order_nor_each_images_kind_depends_on_the_number_of_workers(tmp_path):
+def test_content_order_and_encoding_do_not_depend_on_the_number_of_workers(tmp_path):
     src = write_images(tmp_path / "images", 70, classes=("a", "b", "c"))
     found = {}
     for shuffle in (False, True):
@@ -128,7 +128,7 @@ def test_neither_content_nor_the_one_shuffled_order_nor_each_images_kind_depends
     assert set(modes[0]) == {0, 1} and modes[0] == modes[1]
 
 
-def test_more_images_than_fit_into_a_page_lie_in_several(tmp_path):
+def test_images_that_exceed_a_page_are_stored_in_several(tmp_path):
     images = noise(8, 1000, 900)
     path = pack(one_class(tmp_path, images), tmp_path / "x.beton", write_mode="raw", max_resolution=0, workers=1).path
     assert content_of(path) == [pixels.tobytes() for pixels in images]
@@ -147,7 +147,7 @@ def test_the_command_line_takes_every_option(tmp_path):
     assert f"{dst}: 4 images in 2 classes" in done.stdout and side_path(dst).exists()
 
 
-def test_images_without_class_folders_are_packed_without_labels_if_that_is_asked_for(tmp_path):
+def test_images_without_class_folders_are_packed_without_labels_on_request(tmp_path):
     src = tmp_path / "images"
     (src / "deep").mkdir(parents=True)
     for name, pixels in zip(("deep/a.png", "b.png"), noise(2, 20, 16)):

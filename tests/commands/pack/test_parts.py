@@ -24,7 +24,7 @@ HELD = {}
 
 
 def with_late_image(tmp_path):
-    """A folder whose last image cannot be opened before `feed`, because the kernel waits for our lease on it."""
+    """A folder with a late image: it cannot be opened before `feed`, because the kernel waits for our lease on it."""
     src = one_class(tmp_path, noise(200, 64, 64))
     shutil.copy(src / "only" / "000.png", src / "only" / "zzz.png")
     return hold(src)
@@ -74,7 +74,7 @@ def has_ended(pid):
 
 
 def end(process, workers, number=signal.SIGKILL):
-    """End a run and its workers, one of which may wait for the late image; return the run's output."""
+    """End a run and its workers (one may wait for the late image); return the run's output."""
     process.send_signal(number)
     said = process.communicate(timeout=60)[0]
     wait_until(lambda: all(map(has_ended, workers)), [])
@@ -82,7 +82,7 @@ def end(process, workers, number=signal.SIGKILL):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, *costly([signal.SIGTERM, signal.SIGINT])])
-def test_a_run_that_is_ended_continues_where_it_was(tmp_path, caplog, start, number):
+def test_a_stopped_run_continues_from_its_finished_parts(tmp_path, caplog, start, number):
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
     process, workers = start(src, dst)
     said = end(process, workers, number)
@@ -125,7 +125,7 @@ def check_continues(src, dst, *, tries=1):
 
 @pytest.mark.parametrize("is_moved", [True, False])
 @pytest.mark.parametrize("is_cut", [True, False])
-def test_images_that_an_ended_run_left_damaged_are_found_and_packed_again(interrupted, is_moved, is_cut):
+def test_damaged_images_of_a_stopped_run_are_detected_and_packed_again(interrupted, is_moved, is_cut):
     src, dst = interrupted(is_moved=is_moved)
     path = partial_path(dst) / ("images" if is_moved else "000000.images")
     content = bytearray(path.read_bytes())
@@ -152,13 +152,13 @@ def test_a_forged_part_is_packed_again(interrupted, column, value):
 
 
 @pytest.mark.parametrize("text", [None, "", "[[5, 1", "{}", "[1]", "[]", "[" * 100_000])
-def test_a_part_without_a_whole_list_is_packed_again_and_what_lies_behind_it_too(interrupted, text):
+def test_a_part_with_a_missing_or_damaged_list_and_all_data_after_it_are_packed_again(interrupted, text):
     src, dst = interrupted(is_moved=True)
     finished(dst)[0].unlink() if text is None else finished(dst)[0].write_text(text)
     check_continues(src, dst)
 
 
-def test_other_settings_and_damaged_ones_are_rejected_and_what_is_there_can_be_thrown_away(interrupted):
+def test_other_or_damaged_settings_are_rejected_and_existing_parts_can_be_discarded(interrupted):
     src, dst = interrupted(is_moved=True)
     with pytest.raises(ValueError, match="now quality 80, there quality 90.* --restart to start over"):
         pack(src, dst, write_mode="raw", quality=80)
@@ -170,7 +170,7 @@ def test_other_settings_and_damaged_ones_are_rejected_and_what_is_there_can_be_t
     assert names_in(dst.parent) == ["images", "x.beton", "x.beton.json"]
 
 
-def test_what_an_earlier_version_left_is_rejected_with_the_command_that_removes_it(tmp_path):
+def test_an_earlier_versions_parts_are_rejected_with_the_command_that_removes_them(tmp_path):
     src, dst = one_class(tmp_path, noise(3, 8, 8)), tmp_path / "x.beton"
     for name in (partial_path(dst), Path(f"{partial_path(dst)}.journal")):
         name.write_bytes(b"{}")
@@ -181,7 +181,7 @@ def test_what_an_earlier_version_left_is_rejected_with_the_command_that_removes_
     assert names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
 
-def test_a_pack_takes_little_more_than_the_space_of_the_file(tmp_path, monkeypatch):
+def test_packing_needs_little_more_space_than_the_file(tmp_path, monkeypatch):
     src, dst, used = one_class(tmp_path, noise(6 * parts.PART, 64, 64)), tmp_path / "x.beton", []
     monkeypatch.setattr(parts, "SYNC_S", 0)
     move = parts.Unfinished.move
@@ -196,7 +196,7 @@ def test_a_pack_takes_little_more_than_the_space_of_the_file(tmp_path, monkeypat
     assert used == [0] * 6
 
 
-def test_two_runs_do_not_write_one_file(tmp_path, monkeypatch, start):
+def test_two_runs_cannot_write_the_same_file(tmp_path, monkeypatch, start):
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
     process, _ = start(src, dst)
     monkeypatch.setattr(parts, "LOCK_PATIENCE_S", 0.2)

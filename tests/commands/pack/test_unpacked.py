@@ -1,4 +1,4 @@
-"""Unpacked data: what read-only commands report, and runs that are rejected before any packing."""
+"""Unpacked data: output of read-only commands, and runs that are rejected before any packing."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.recipes import build_run
 
 
-def test_commands_that_only_look_use_the_file_of_a_folder_and_say_how_to_make_it(photos):
+def test_read_only_commands_use_a_folders_packed_file_and_say_how_to_create_it(photos):
     train, val = photos / "train", photos / "val"
 
     def found(train, val):
@@ -38,7 +38,7 @@ def test_commands_that_only_look_use_the_file_of_a_folder_and_say_how_to_make_it
 
 
 @pytest.mark.parametrize("name", ["tars", "one.tar"])
-def test_what_only_a_packed_file_can_be_read_of_is_told_so_with_the_command(photos, monkeypatch, name):
+def test_data_that_must_be_packed_are_rejected_with_the_pack_command(photos, monkeypatch, name):
     monkeypatch.chdir(photos)
     (photos / "tars").mkdir()
     (photos / "tars" / "0.tar").touch()
@@ -52,7 +52,7 @@ def test_what_only_a_packed_file_can_be_read_of_is_told_so_with_the_command(phot
         parse_run((), flags)
 
 
-def test_the_classes_of_a_folder_are_those_of_its_file_which_a_list_may_have_given(photos):
+def test_a_folders_classes_come_from_its_packed_file_even_if_a_list_set_them(photos):
     flags = {"recipe": "demo_plain", "data.train": str(photos / "train"), "data.num_classes": "0"}
     assert parse_run((), dict(flags)).data.num_classes == 3
     (photos / "names").write_text("ant\nbird\ncat\ndog\n")
@@ -79,7 +79,7 @@ def test_the_classes_of_a_folder_are_those_of_its_file_which_a_list_may_have_giv
         ({"student.init": "runs/missing"}, "student.init: no weight file, run, checkpoint or export at runs/missing"),
     ],
 )
-def test_a_run_that_is_refused_anyway_packs_nothing(photos, tmp_path, monkeypatch, flags, message):
+def test_a_rejected_run_packs_nothing(photos, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "used").mkdir()
     finish(replace(build_run("demo_plain"), workdir="used", seed=1))
@@ -95,7 +95,7 @@ def test_a_run_that_is_refused_anyway_packs_nothing(photos, tmp_path, monkeypatc
     assert names_in(photos) == ["train", "val"]
 
 
-def test_a_stored_run_whose_teacher_is_gone_packs_nothing(photos, tmp_path):
+def test_a_stored_run_with_a_missing_teacher_packs_nothing(photos, tmp_path):
     run = run_of(photos / "train")
     teacher = TeacherConfig("deit_tiny_patch16_224", checkpoint=str(tmp_path / "gone.pth"))
     with pytest.raises(ValueError, match="teacher.checkpoint: no weight file, .*gone.pth"):

@@ -18,7 +18,7 @@ H100 = HARDWARE["h100"]
 
 
 @pytest.mark.parametrize("recipe", ["demo", "demo_plain"])
-def test_a_cpu_is_measured_here_and_shared_by_its_processes_also_for_a_plain_run(demo_cache, recipe):
+def test_a_cpu_is_measured_and_shared_by_its_processes_even_for_a_plain_run(demo_cache, recipe):
     texts = [plan_text(build_run(recipe), nodes=1, gpus=gpus, hardware="cpu") for gpus in (None, 2)]
     assert texts[0].startswith(f"{recipe} on 1 x 1 cpu: a prediction") and "GPU" not in "".join(texts)
     for text, processes in zip(texts, (1, 2)):
@@ -32,7 +32,7 @@ def test_a_cpu_is_measured_here_and_shared_by_its_processes_also_for_a_plain_run
     assert 1e-3 < matmul_tflops() < 100 and find_hardware("cpu", processes=4).peak_tflops < matmul_tflops(1024)
 
 
-def test_a_plain_run_costs_what_its_pair_does_without_the_teacher():
+def test_a_plain_run_costs_as_much_as_its_pair_without_the_teacher():
     pair = build_run("deit_tiny_from_deit3_small")
     losses = replace(pair.losses, vitkd=replace(pair.losses.vitkd, weight=0.0))
     plain = inputs_of(replace(pair, teachers={}, losses=LossesConfig(ce=CrossEntropyTerm(weight=1))), H100)

@@ -35,18 +35,18 @@ RATES = [*known.TEACHERS.values(), *known.STUDENTS.values(), known.LOSS, known.S
 
 
 @pytest.mark.parametrize("rate", [*RATES, known.LOADER], ids=lambda rate: rate.row)
-def test_every_measured_row_stands_in_the_table(rate):
+def test_every_measured_row_is_in_the_table(rate):
     (line,) = re.findall(rf"^\| {rate.row} \|.*$", TABLE, re.M)
     assert re.search(rf"\b{rate.images_per_s:,.0f}\b", line), line
 
 
-def test_what_is_not_a_speed_stands_in_the_table_too():
+def test_measurements_other_than_speeds_are_in_the_table_too():
     text = " ".join(TABLE.split())
     assert f"{known.STEP.row} 10.1 / 8.2 / 23.6 / {known.UPDATE_MS}" in text
     assert f"`{known.LOADER.row}`, {known.LOADER_BYTES:,} bytes an image" in text
 
 
-def test_what_flat_parameters_leave_of_fixed_times_follows_from_the_rows_of_the_host():
+def test_the_fixed_time_left_with_flat_parameters_follows_from_the_host_rows():
     lines = [re.search(rf"^\| {row} \|.*$", TABLE, re.M)[0] for row in known.HOST_ROWS.split(", ")]
     times = [[float(ms) for ms in re.findall(r"\| (\d+\.\d\d)(?= \|)", line)[:4]] for line in lines]
     then, now = times[:3], times[3:]
@@ -58,10 +58,10 @@ def test_what_flat_parameters_leave_of_fixed_times_follows_from_the_rows_of_the_
     assert parts == pytest.approx([known.FLAT_BACKWARD, known.FLAT_UPDATE, known.FLAT_GATHERS])
 
 
-def test_the_measured_step_is_what_the_parts_add_up_to():
+def test_the_parts_add_up_to_the_measured_step():
     inputs = inputs_of(build_run("deit_tiny_from_deit3_small"), H100)
-    # 256 images: 47.92 ms of S6, less 8.86 of C1, 19.69 of C4, 2.42 of C7 and 10.1 of the update. Of the rest, the part
-    # by which flat parameters slow down backward more than the plain loop: (9.60 / 8.84 - 1) / (20.98 / 9.16 - 1).
+    # 256 images: 47.92 ms of S6, less 8.86 of C1, 19.69 of C4, 2.42 of C7 and 10.1 of the update. Flat parameters keep
+    # this fraction of backward's extra time over the plain loop: (9.60 / 8.84 - 1) / (20.98 / 9.16 - 1).
     assert inputs.host_s == pytest.approx(6.86e-3 * 0.08597 / 1.29039, rel=2e-3)
     assert inputs.update_s == pytest.approx(10.1e-3 * (2.74 / 9.41) / (5.63 / 9.68))
     # S3 and S4, and the gathers: ((10.17 - 4.67) / 4.88) / ((18.76 - 5.32) / 5.07).
@@ -70,7 +70,7 @@ def test_the_measured_step_is_what_the_parts_add_up_to():
     assert images_per_s(before, one_gpu(256), H100) == pytest.approx(5342, rel=1e-3)
 
 
-def test_the_predictions_in_the_table_are_what_plan_says():
+def test_the_predictions_in_the_table_match_plan():
     speeds, memory, gflops = [], [], []
     for pair, images in PAIRS.items():
         inputs = inputs_of(build_run(f"deit_{pair}"), H100)
@@ -86,7 +86,7 @@ def test_the_predictions_in_the_table_are_what_plan_says():
 
 
 @pytest.mark.slow
-def test_models_that_were_not_measured_run_at_an_assumed_part_of_the_peak_at_their_own_size():
+def test_unmeasured_models_run_at_an_assumed_fraction_of_peak_at_their_own_size():
     run = build_run("deit_small_from_deit3_base")
     losses = replace(run.losses, vitkd=replace(run.losses.vitkd, weight=0), nkd=replace(run.losses.nkd, weight=0))
     losses = replace(losses, feature=replace(losses.feature, weight=1))
@@ -112,7 +112,7 @@ def test_models_that_were_not_measured_run_at_an_assumed_part_of_the_peak_at_the
     )
 
 
-def test_a_second_teacher_adds_its_forward_and_its_weights_under_the_same_bound_on_gathered_blocks():
+def test_a_second_teacher_adds_forward_time_and_weights_but_shares_the_gather_limit():
     run = build_run("deit_tiny_from_deit3_small")
     losses = replace(run.losses, nkd=replace(run.losses.nkd, weight=1, teacher="other"))
     two = replace(run, losses=losses, teachers=run.teachers | {"other": run.teachers["teacher"]})
@@ -130,7 +130,7 @@ def test_a_second_teacher_adds_its_forward_and_its_weights_under_the_same_bound_
         plan_text(replace(two, teachers=two.teachers | {"other": placed}), nodes=1, gpus=8)
 
 
-def test_other_terms_of_tokens_are_charged_for_as_they_are_counted():
+def test_other_token_terms_cost_as_much_as_counted():
     run = build_run("deit_small_from_deit3_base")
     more = replace(run, losses=replace(run.losses, feature=replace(run.losses.feature, weight=1)))
     before, after = (inputs_of(each, H100) for each in (run, more))
@@ -149,7 +149,7 @@ def test_other_terms_of_tokens_are_charged_for_as_they_are_counted():
     assert (measured, value) == ("2 images/s", "100000.0 us per image") and "for 24735.00 GFLOP of feature" in source
 
 
-def test_models_are_made_without_memory_and_without_random_numbers():
+def test_models_are_built_without_memory_or_random_numbers():
     class Watch(TorchDispatchMode):
         largest = 0
 
@@ -174,7 +174,7 @@ def test_a_teacher_without_blocks_is_gathered_module_by_module():
     assert inputs.gathered_params == inputs.offloaded_params == inputs.teacher_params, "nothing makes the host wait"
 
 
-def test_without_vitkd_there_is_no_loss_to_pay_for():
+def test_without_vitkd_the_loss_costs_nothing():
     run = build_run("deit_tiny_from_deit3_small")
     without = replace(run, losses=replace(run.losses, vitkd=replace(run.losses.vitkd, weight=0.0)))
     paid, unpaid = (inputs_of(one, H100) for one in (run, without))
@@ -187,7 +187,7 @@ def test_without_vitkd_there_is_no_loss_to_pay_for():
     assert re.search("ViTKD loss +none +counted: its weight is 0", plan_text(without, nodes=1, gpus=8))
 
 
-def test_the_gradients_of_a_compiled_student_all_come_after_its_last_product():
+def test_a_compiled_students_gradients_all_arrive_after_its_last_matrix_product():
     model = timm.create_model(
         "deit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=8, depth=3, num_heads=1, num_classes=4
     )
@@ -219,7 +219,7 @@ def test_compiling_decides_whether_reductions_are_hidden():
 
 
 @pytest.mark.slow
-def test_a_shard_is_gathered_whole_where_deepspeeds_file_does_not_limit_it(tmp_path, monkeypatch):
+def test_a_shard_is_gathered_whole_unless_deepspeeds_file_limits_it(tmp_path, monkeypatch):
     run = build_run("deit_base_from_deit3_large")
     teacher, block = 304_374_760, 12_598_272
     shipped = inputs_of(run, H100)
@@ -254,7 +254,7 @@ def test_disk_and_file_follow_from_bytes_and_images():
     assert int(disk) == pytest.approx(per_s * 0.057596, abs=1)
 
 
-def test_the_own_file_gives_images_and_bytes_and_what_follows_from_them(tmp_path, monkeypatch):
+def test_a_given_file_determines_images_bytes_and_derived_values(tmp_path, monkeypatch):
     run = build_run("deit_base_from_deit3_large")
     run = replace(run, global_batch_size=8, micro_batch_size_per_gpu=8)
     twice = pack(write_images(tmp_path / "images", 40), tmp_path / "own.beton", write_mode="raw", workers=1)

@@ -53,7 +53,7 @@ def test_one_gpu_by_hand():
     assert time["gathers"] == pytest.approx(10.43e-3, rel=1e-3)
 
 
-def test_the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes(capsys):
+def test_the_output_gives_bytes_moved_from_cpu_memory_and_a_shortened_runs_duration(capsys):
     layout = predict.Layout(nodes=1, gpus_per_node=2, micro_batch=10, accumulation=3, placement="offload")
     assert predict.copied_bytes(layout, teacher_params=INPUTS.teacher_params) == 3 * 2e8
     assert predict.copied_bytes(replace(layout, placement="shard"), teacher_params=INPUTS.teacher_params) == 0
@@ -65,7 +65,7 @@ def test_the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortene
     assert seconds == pytest.approx(100 * step_ms / 1e3, abs=0.5)
 
 
-def test_two_gpus_of_a_node_by_hand_and_a_compiled_student_hides_nothing():
+def test_two_gpus_on_a_node_by_hand_and_a_compiled_student_overlaps_nothing():
     layout = predict.Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
     assert predict.bytes_per_step(layout, **PARAMS) == {"gradients": 4e8, "weights": 1e8, "gathers": 0}
     time = predict.step_parts(INPUTS, layout, CARD)
@@ -79,7 +79,7 @@ def test_two_gpus_of_a_node_by_hand_and_a_compiled_student_hides_nothing():
     )
 
 
-def test_each_micro_batch_sends_its_gradients_and_ranks_share_the_way_from_cpu_memory():
+def test_each_micro_batch_sends_gradients_and_ranks_share_the_cpu_memory_link():
     layout = predict.Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=3, placement="replica")
     assert predict.bytes_per_step(layout, **PARAMS) == {"gradients": 12e8, "weights": 1e8, "gathers": 0}
     time = predict.step_parts(INPUTS, layout, CARD)
@@ -111,7 +111,7 @@ def test_memory_by_hand():
         "there is no second bucket to fill"
     )
     small = predict.memory_bytes(replace(INPUTS, trained_params=10**6), layout)
-    assert small["gradient buckets"] == 8e6, "which need hold no more than there is"
+    assert small["gradient buckets"] == 8e6, "a bucket is never larger than all gradients"
     alone = predict.memory_bytes(replace(INPUTS, state_bytes=12 * 10**8), replace(layout, gpus_per_node=1))
     assert list(alone.values())[:4] == [4e8, 20e8, 3e8, 4e8]
     assert predict.memory_bytes(INPUTS, replace(layout, placement="replica"))["teacher"] == 4e8
@@ -135,7 +135,7 @@ def test_the_command_prints_every_section_and_a_source_for_every_input(capsys):
         assert re.search("measured, row|not measured|assumed|counted|data sheet", line), line
 
 
-def test_a_gpu_that_was_not_measured_is_counted_by_its_peak_and_a_teacher_of_7_b_needs_offload_on_24_gb(capsys):
+def test_an_unmeasured_gpu_counts_by_its_peak_and_a_7b_teacher_needs_offload_on_24_gb(capsys):
     cli.plan(recipe="deit_base_from_deit3_large", nodes="1", gpus="8", hardware="h100")
     cli.plan(recipe="deit_base_from_deit3_large", nodes="1", gpus="8", hardware="a100")
     ours, other = capsys.readouterr().out.split("a100: a prediction")
@@ -172,7 +172,7 @@ def test_fields_of_the_run_can_be_set(capsys):
         ({"ds_config": "fp32.json"}, "only bf16 students, but .*fp32.json sets fp32. Remove"),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(flags, message, tmp_path, monkeypatch):
+def test_what_cannot_be_predicted_is_rejected(flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("fp32.json").write_text('{"bf16": {"enabled": false}, "zero_optimization": {"stage": 2}}')
     flags = {"recipe": "deit_base_from_deit3_large"} | flags
@@ -180,7 +180,7 @@ def test_what_cannot_be_predicted_is_refused(flags, message, tmp_path, monkeypat
         cli.plan(**{key: text for key, text in flags.items() if text})
 
 
-def test_cards_are_known_by_their_drivers_names_and_others_are_not_taken_for_them():
+def test_cards_are_recognised_by_driver_name_and_never_confused():
     known = {
         "NVIDIA H100 80GB HBM3": "h100",
         "NVIDIA H200": "h200",
@@ -201,7 +201,7 @@ def test_cards_are_known_by_their_drivers_names_and_others_are_not_taken_for_the
         assert hardware_of(device) is HARDWARE.get(known.get(device)), device
 
 
-def test_rates_and_memory_are_those_of_the_data_sheets():
+def test_rates_and_memory_match_the_data_sheets():
     def rates(name):
         kind = HARDWARE[name]
         return kind.memory_gib, kind.nvlink_gb_per_s, kind.network_gb_per_s, kind.pcie_gb_per_s, kind.peak_tflops
@@ -258,7 +258,7 @@ def test_speed_and_length_by_hand(own, length):
     assert rows[length[0]] == [length[1], about] and len(rows) == 12
 
 
-def test_the_fastest_placement_that_fits_is_advised_with_what_a_shard_costs():
+def test_the_fastest_placement_that_fits_is_recommended_with_the_cost_of_a_shard():
     layout = predict.Layout(nodes=1, gpus_per_node=4, micro_batch=100, accumulation=1, placement="shard")
     parts = {name: predict.memory_bytes(INPUTS, replace(layout, placement=name)) for name in ("replica", "shard")}
     replica, shard = (sum(of_one.values()) / 2**30 for of_one in parts.values())

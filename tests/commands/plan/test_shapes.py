@@ -26,7 +26,7 @@ def on_meta(name, **args):
         ("deit3_large_patch16_224", 61.60),
     ],
 )
-def test_operations_are_those_of_timms_tables(name, gmacs):
+def test_operation_counts_match_timms_tables(name, gmacs):
     assert forward_flops(on_meta(name), 224) / 2e9 == pytest.approx(gmacs, rel=0.01)
 
 
@@ -64,14 +64,14 @@ def kept_bytes(function, *inputs, parameters):
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_small_patch16_224"])
-def test_the_bytes_kept_for_backward_are_those_that_autograd_keeps(name):
+def test_bytes_kept_for_backward_match_autograd(name):
     model = timm.create_model(name).bfloat16()
     kept = kept_bytes(model, torch.randn(1, 3, 224, 224).bfloat16(), parameters=model.parameters())
     planned = shapes.activation_bytes(model, checkpointed=False)
     assert 0.95 * planned < kept < planned
 
 
-def test_the_bytes_kept_by_the_loss_are_those_that_autograd_keeps_and_the_teachers_features():
+def test_bytes_kept_by_the_loss_match_autograd_plus_the_teachers_features():
     loss = ViTKDLoss(192, 384).bfloat16()
     student = [torch.randn(*shape, 192).bfloat16().requires_grad_() for shape in ((1, 2, 196), (1, 196))]
     teacher = [torch.randn(*shape, 384).bfloat16() for shape in ((1, 2, 196), (1, 196))]
@@ -100,7 +100,7 @@ def features_of(number, dim, blocks, attention, *, is_student):
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_a_term_is_charged_for_its_products_and_for_what_autograd_keeps(name):
+def test_a_terms_cost_counts_its_matrix_products_and_autograds_memory(name):
     term = TERMS[name](weight=1.0)
     counted, kept = term_cost(term, PAIR, num_classes=5)
     assert counted == PRODUCTS[name]

@@ -10,7 +10,7 @@ from vitkd_ds.commands.report import report
 pytestmark = pytest.mark.slow
 
 
-def test_headings_sort_by_keyboard_and_say_how(runs, opened):
+def test_headings_sort_by_keyboard_and_announce_the_order(runs, opened):
     page = opened(report(str(runs / "taught"), str(runs / "plain")))
 
     def columns():
@@ -29,7 +29,7 @@ def test_headings_sort_by_keyboard_and_say_how(runs, opened):
     assert columns()[1] == [None, "descending"]
 
 
-def test_the_values_of_a_curve_are_a_table_without_a_pointer(runs, opened):
+def test_the_values_of_a_curve_are_also_a_table_for_readers_without_a_pointer(runs, opened):
     page = opened(report(str(runs / "taught"), str(runs / "plain")))
     page.one('.chart[data-key="val_top1"] summary').send_keys(Keys.ENTER)
     rows = '.chart[data-key="val_top1"] details tr'
@@ -45,7 +45,7 @@ def test_the_values_of_a_curve_are_a_table_without_a_pointer(runs, opened):
     page.until(lambda: len(page.all('.chart[data-key="nkd"] details td')) == 2 * STEPS, "a row of each step")
 
 
-def test_a_table_that_is_cut_says_so_and_scrolls_by_keyboard(runs, opened):
+def test_a_cropped_table_says_so_and_scrolls_by_keyboard(runs, opened):
     path = report(str(runs / "taught"), str(runs / "plain"))
     hint = "getComputedStyle(document.querySelector('[aria-label=Runs]'), '::before').content"
     page = opened(path)
@@ -57,7 +57,7 @@ def test_a_table_that_is_cut_says_so_and_scrolls_by_keyboard(runs, opened):
     page.until(lambda: page.run("arguments[0].scrollLeft", place) > 0, "the table has moved")
 
 
-def test_paper_has_every_column_the_colours_and_the_names_of_the_runs(runs, opened):
+def test_the_printed_page_has_every_column_the_colours_and_the_run_names(runs, opened):
     page = opened(report(str(runs / "taught"), str(runs / "plain")), width=718)  # A4 with a browser's margins
     page.one('input[data-run="1"]').click()
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})

@@ -47,7 +47,7 @@ def test_pointing_at_a_curve_shows_the_numbers_of_metrics_jsonl(runs, opened):
     assert shown(page.hover("images_per_s", 10 / STEPS))[1]["taught"] == speed[10]
 
 
-def test_the_parts_of_the_total_are_of_weighted_terms_and_sum_to_all_of_it(runs, opened):
+def test_shares_of_the_total_are_of_weighted_terms_and_sum_to_100_percent(runs, opened):
     page = opened(report(str(runs / "taught")))
     line = next(line for line in metrics_of(runs / "taught") if line["step"] == 9 and "total" in line)
     step, parts = shown(page.hover("shares", 9 / STEPS))
@@ -56,7 +56,7 @@ def test_the_parts_of_the_total_are_of_weighted_terms_and_sum_to_all_of_it(runs,
     assert sum(parts.values()) == pytest.approx(100, rel=1e-5)
 
 
-def test_a_long_noisy_curve_is_pale_under_its_means(runs, opened):
+def test_a_long_noisy_curve_is_pale_behind_its_means(runs, opened):
     lines = [{"step": step, "total": 1.0 + step % 2} for step in range(1, 401)]
     (runs / "plain" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = opened(report(str(runs / "plain")))
@@ -112,7 +112,7 @@ def test_classes_are_filtered_and_sorted(runs, opened):
         assert values == sorted(values, reverse=column == 0)
 
 
-def test_images_are_chosen_by_who_is_right(runs, opened):
+def test_images_are_filtered_by_which_model_is_right(runs, opened):
     page = opened(report(str(runs / "taught")))
     found = json.loads((runs / "taught" / "predictions.json").read_text())
     answers = list(zip(found["label"], found["student"], found["teacher"]))

@@ -13,7 +13,7 @@ from vitkd_ds.commands.report.classes import per_class
 from vitkd_ds.train.statistics import paired_interval, wilson_interval
 
 
-def test_classes_are_counted_as_a_slow_count_does(runs):
+def test_class_counts_match_a_slow_count(runs):
     own, other = answers(runs / "taught"), answers(runs / "plain")
     own["teacher"] = [(answer + place % 2) % 10 for place, answer in enumerate(own["teacher"])]  # not always right
     (runs / "taught" / "predictions.json").write_text(json.dumps(own))
@@ -46,7 +46,7 @@ def test_classes_are_counted_as_a_slow_count_does(runs):
         assert row[7] == f"[{low:+.1f}, {high:+.1f}]"
 
 
-def test_the_classes_that_gained_and_lost_most_are_those_against_the_other_run(runs):
+def test_largest_class_gains_and_losses_are_relative_to_the_other_run(runs):
     own, other = answers(runs / "taught"), answers(runs / "plain")
     own["label"] = other["label"] = [i // 8 for i in range(64)]  # 8 images of each of 8 classes
     other["student"] = list(own["label"])
@@ -70,7 +70,7 @@ def test_the_classes_that_gained_and_lost_most_are_those_against_the_other_run(r
     assert "-4.69 points" in written(runs / "plain", runs / "taught")
 
 
-def test_eight_classes_that_gained_most_and_eight_that_lost_most_are_named():
+def test_the_eight_largest_class_gains_and_losses_are_named():
     label = np.repeat(np.arange(20), 20)
     place = np.tile(np.arange(20), 20)
     gained = label // 2 + 1  # each even class gains one image more than the previous even one; odd classes lose them
@@ -133,7 +133,7 @@ def test_the_confusion_matrix_counts_answers_and_is_cut_to_the_worst_classes(run
     assert (counts[:, 25] == 100 * np.isin(39 - np.array(shown), shown, invert=True)).all()
 
 
-def test_paired_intervals_are_agresti_and_mins():
+def test_paired_intervals_follow_agresti_and_min():
     for n, gained, lost in ((64, 8, 5), (8, 0, 0), (50, 0, 9)):
         cells = [gained + 0.5, lost + 0.5, (n - gained - lost) / 2 + 0.5, (n - gained - lost) / 2 + 0.5]
         parts = np.array(cells) / sum(cells)

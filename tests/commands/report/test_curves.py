@@ -25,7 +25,7 @@ from vitkd_ds.config.run import as_dict
 from vitkd_ds.recipes import build_run
 
 
-def test_marks_are_restarts_kept_checkpoints_and_skipped_images(runs):
+def test_restarts_kept_checkpoints_and_skipped_images_are_marked(runs):
     run = runs / "taught"
     lines = metrics_of(run)
     for line, count in zip([line for line in lines if "total" in line], (0, 0, 2, 2, 5, 0, 1)):
@@ -42,7 +42,7 @@ def test_marks_are_restarts_kept_checkpoints_and_skipped_images(runs):
     assert skipped == [(3, "2 images skipped so far"), (5, "5 images skipped so far"), (7, "1 images skipped so far")]
 
 
-def test_restarts_are_every_start_but_a_first_one_at_step_0():
+def test_every_start_counts_as_a_restart_except_a_first_one_at_step_0():
     def texts(**config):
         return [mark["text"] for mark in marks_of(made(folder="none", **config))]
 
@@ -52,7 +52,7 @@ def test_restarts_are_every_start_but_a_first_one_at_step_0():
     assert texts(resumed_step=3) == ["resumed at step 3"] and texts(resumed_step=0) == texts() == []
 
 
-def test_parts_of_the_total_follow_the_weights_of_their_step():
+def test_shares_of_the_total_use_the_weights_of_their_step():
     run = build_run("demo")
     losses = replace(run.losses, nkd=replace(run.losses.nkd, weight=2.0, schedule="linear"))
     lines = [{"step": step, "total": 4.0, "ce": 1.0, "nkd": 1.0} for step in (1, 6, 11)]
@@ -62,7 +62,7 @@ def test_parts_of_the_total_follow_the_weights_of_their_step():
     assert parts == {"ce": [25, 25, 25], "nkd": [50, 25, 0]}
 
 
-def test_the_healthy_range_of_the_gradient_is_that_of_the_clipping(runs):
+def test_the_gradients_healthy_range_follows_the_clipping_limit(runs):
     def zone():
         charts = {chart["key"]: chart for chart in charts_of(read_results([str(runs / "plain")]))}
         return charts["grad_norm"]["zone"]
@@ -119,7 +119,7 @@ def test_long_curves_keep_logged_points_with_the_extremes():
     assert thinned(points[:MOST_POINTS]) == points[:MOST_POINTS]
 
 
-def test_means_are_of_equal_stretches_and_only_long_curves_have_them(runs):
+def test_means_cover_equal_intervals_and_only_on_long_curves(runs):
     points = [(10 * i, float(i * i)) for i in range(1050)]
     means = means_of(points)
     assert len(means) == MOST_MEANS

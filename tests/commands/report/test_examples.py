@@ -1,4 +1,4 @@
-"""Images on which the models disagree: how they are stored, and when they cannot be shown."""
+"""Images that the models classify differently: how they are stored, and when they cannot be shown."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def test_images_of_at_most_64_pixels_are_stored_without_loss_and_enlarged_pixel_
     }
 
 
-def test_the_images_that_are_shown_are_spread_evenly_over_those_in_question(runs):
+def test_shown_images_are_spread_evenly_over_the_candidates(runs):
     (result,) = read_results([str(runs / "plain")])
     own = read_answers(runs / "plain")
     is_right = np.arange(64) < 4
@@ -58,7 +58,7 @@ def test_the_images_that_are_shown_are_spread_evenly_over_those_in_question(runs
     assert {figure["about"] for figure in found["figures"]} == {"the student is wrong"}
 
 
-def test_images_that_are_gone_or_others_are_a_sentence(runs):
+def test_missing_or_changed_images_give_a_clear_message(runs):
     change(runs / "taught", images={"train": 1, "val": 2})
     assert "the images in demo have changed since the evaluation" in written(runs / "taught")
     change(runs / "taught", run__data__val=str(runs / "gone.beton"))

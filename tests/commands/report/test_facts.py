@@ -20,7 +20,7 @@ def test_the_speed_of_the_first_run_is_shown_where_it_is_known(runs):
     assert pace and int(pace[1].replace(",", "")) == round(summary["images_per_s"])
 
 
-def test_differences_to_the_recipe_versions_and_starts_are_said(runs):
+def test_differences_from_the_recipe_versions_and_starts_are_listed(runs):
     text = written(runs / "plain")
     settings = {row[0]: row[1:] for row in Page(text).tables["settings"][1:]}
     assert settings["optim.lr"] == ["0.0015", "0.002"] and settings["max_steps"] == ["4", "14"]
@@ -51,7 +51,7 @@ def test_differences_to_the_recipe_versions_and_starts_are_said(runs):
         (36000, "10 hours"),
     ],
 )
-def test_the_age_of_a_log_is_told_in_seconds_minutes_or_hours(tmp_path, monkeypatch, seconds, text):
+def test_the_age_of_a_log_is_given_in_seconds_minutes_or_hours(tmp_path, monkeypatch, seconds, text):
     assert facts._age(made(folder=tmp_path)) == ""
     (tmp_path / "metrics.jsonl").touch()
     os.utime(tmp_path / "metrics.jsonl", (0, 1_000_000))
@@ -59,7 +59,7 @@ def test_the_age_of_a_log_is_told_in_seconds_minutes_or_hours(tmp_path, monkeypa
     assert facts._age(made(folder=tmp_path)) == f"; last log entry {text} before this report"
 
 
-def test_tiles_are_the_newest_numbers_with_the_step_of_those_that_are_older():
+def test_tiles_show_the_newest_numbers_and_the_step_of_older_ones():
     lines = [
         {"step": 1, "total": 2.0, "images_per_s": 1234.4},
         {"step": 1000, "val_num_images": 400.0, "val_top1": 50.0, "val_top5": 90.0, "val_cka": 0.25},
@@ -78,7 +78,7 @@ def test_tiles_are_the_newest_numbers_with_the_step_of_those_that_are_older():
     assert facts._tiles(made()) == []
 
 
-def test_progress_is_the_newest_step_of_all(tmp_path):
+def test_progress_is_the_newest_step_in_any_record(tmp_path):
     state = facts._state(made([{"step": 1200}, {"step": 1100}], folder=tmp_path))
     assert (state["step"], state["total"], state["of_total"]) == (1200, 2000, "1,200 of 2,000 steps")
     state = facts._state(made([{"step": 1200}], folder=tmp_path, plan={}))
@@ -86,7 +86,7 @@ def test_progress_is_the_newest_step_of_all(tmp_path):
     assert facts._state(made(folder=tmp_path, plan={}))["total"] == 1, "a bar needs a length"
 
 
-def test_hardware_and_models_are_told_in_words():
+def test_hardware_and_models_are_described_in_words():
     assert facts._hardware(1, "cpu") == "1 rank on cpu"
     assert facts._hardware(8, None) == "8 ranks on an unknown device"
     cost = {"model": "tiny", "parameters": 5_720_000, "gflops": 2.514}

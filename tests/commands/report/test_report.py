@@ -17,14 +17,14 @@ from vitkd_ds.commands.report.curves import charts_of
 from vitkd_ds.commands.report.page import FOLDER
 
 
-def test_the_key_of_colours_belongs_to_the_chart_of_shares_alone(runs):
+def test_only_the_chart_of_shares_has_a_colour_legend(runs):
     page = written(runs / "taught")
     figures = re.findall(r'<figure class="chart"[^>]* data-key="(\w+)">(.*?)</figure>', page, re.DOTALL)
     assert {key for key, _ in figures} > {"shares"}
     assert all(('class="swatch"' in content) == (key == "shares") for key, content in figures)
 
 
-def test_every_link_leads_to_its_section_and_every_class_has_a_rule(runs):
+def test_every_link_leads_to_its_section_and_every_css_class_has_a_rule(runs):
     page = written(runs / "taught", runs / "plain")
     links = dict(re.findall(r'<a href="#([\w-]+)">([^<]+)</a>', page))
     sections = dict(re.findall(r'<section id="([\w-]+)"><h2>([^<]+)</h2>', page))
@@ -39,7 +39,7 @@ def test_every_link_leads_to_its_section_and_every_class_has_a_rule(runs):
     assert {"key", "swatch", "tile", "sorts", "settings", "confusion"} <= used
 
 
-def test_runs_and_seeds_have_the_numbers_of_compare(runs):
+def test_numbers_of_runs_and_seeds_match_compare(runs):
     shutil.copytree(runs / "plain", runs / "plain1")
     change(runs / "plain1", run__seed=1)
     lines = metrics_of(runs / "plain1")
@@ -66,7 +66,7 @@ def going(run):
     (run / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 14, "val_num_im']))
 
 
-def test_a_run_that_goes_on_has_a_report_of_what_is_there(runs):
+def test_an_unfinished_run_has_a_report_of_its_data_so_far(runs):
     run = runs / "taught"
     going(run)
     os.utime(run / "metrics.jsonl", (0, 0))
@@ -129,7 +129,7 @@ def test_text_never_becomes_markup(runs):
         '{"step": 1, "classes": ["a"], "image": [0], "label": ["x"], "student": [0], "student_probability": [0.5]}',
     ],
 )
-def test_damaged_answers_are_refused_by_name(runs, content):
+def test_damaged_answers_are_rejected_by_name(runs, content):
     (runs / "taught" / "predictions.json").write_text(content)
     with pytest.raises(ValueError, match="taught/predictions.json must "):
         read_answers(runs / "taught")

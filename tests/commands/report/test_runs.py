@@ -19,7 +19,7 @@ def test_a_group_names_three_runs(count, text):
     assert _name(2, {number: made(name=f"r{number}") for number in range(count)}) == f"group 2: {text}"
 
 
-def test_a_difference_is_the_first_group_minus_this_one_with_its_interval_turned():
+def test_a_difference_is_the_first_group_minus_this_one_with_its_interval_negated():
     row = Row("g", 2, 50.0, 40.0, 60.5, -1.5, -3.0, 0.25, 0.0341, None)
     assert _cells(row) == ["g", "2", "50.00", "[40.00, 60.50]", "+1.50", "[-0.25, +3.00]", "0.034"]
     alone = Row("g", 1, 50.0, None, None, 2.0, None, None, None, None)
@@ -35,7 +35,7 @@ def test_answers_of_other_classes_images_or_labels_are_not_compared(change):
     assert not are_comparable(ANSWERS, replace(ANSWERS, **change))
 
 
-def test_the_first_run_is_compared_with_one_of_other_settings_or_else_of_the_same():
+def test_the_first_run_is_compared_with_one_of_other_settings_if_there_is_one():
     def run(lr, val):
         return made(run={"optim": {"lr": lr}, "data": {"train": "t", "val": "v"}}, images={"train": 1, "val": val})
 

@@ -38,7 +38,7 @@ def answered(num_right):
 
 
 @pytest.mark.parametrize("is_turned", [False, True])
-def test_over_seeds_it_is_the_mean_of_pairs_whichever_run_comes_first(is_turned):
+def test_over_seeds_the_benefit_is_the_mean_over_pairs_in_any_order(is_turned):
     results = [taught("t0", 82.0), taught("t1", 84.0, seed=1), run("p0", 80.0), run("p1", 79.0, seed=1)]
     low, high = t_interval_of_differences([2.0, 5.0])
     number, words = worth(results[::-1] if is_turned else results, [None] * 4)
@@ -48,7 +48,7 @@ def test_over_seeds_it_is_the_mean_of_pairs_whichever_run_comes_first(is_turned)
     )
 
 
-def test_of_one_seed_its_interval_is_over_the_images_and_other_settings_are_named():
+def test_for_one_seed_the_interval_is_over_images_and_other_settings_are_named():
     results = [taught("t", 80.0), run("p", 75.0, lr=2)]
     low, high = paired_interval(200, 10, 0)
     words = "gain from the teacher: top-1 compared with p, {}seed 0. The runs also differ in optim.lr"
@@ -67,7 +67,7 @@ def test_of_one_seed_its_interval_is_over_the_images_and_other_settings_are_name
     ([run("p", 70.0, is_final=False)], "add a finished run without"),
     ([taught("u", 70.0, lr=2)], "add a finished run without"),
 ])  # fmt: skip
-def test_without_a_pair_it_is_not_known_and_the_tile_says_what_is_missing(others, why):
+def test_without_a_pair_the_benefit_is_unknown_and_the_tile_says_why(others, why):
     number, words = worth([taught("t", 80.0), *others], [None] * 2)
     assert number == "unknown" and why in words
     assert "add a finished run with a teacher" in worth([run("p", 70.0)], [None])[1]
@@ -78,7 +78,7 @@ def first_tile(*runs):
     return written(*runs).partition('<div class="tile"><b>')[2].partition("</span>")[0].split("</b><span>")
 
 
-def test_the_first_tile_has_the_difference_of_the_runs(runs):
+def test_the_first_tile_shows_the_difference_between_the_runs(runs):
     top1 = [
         [line["val_top1"] for line in metrics_of(runs / name) if "val_top1" in line][-1] for name in ("taught", "plain")
     ]
@@ -89,7 +89,7 @@ def test_the_first_tile_has_the_difference_of_the_runs(runs):
     assert first_tile(runs / "taught")[0] == "unknown"
 
 
-def test_a_student_without_classes_begins_with_k_nn(runs):
+def test_for_a_student_without_classes_the_first_tile_is_k_nn(runs):
     lines = [{"step": 2, "val_num_images": 4.0, "val_cka": 0.25, "val_knn_top1": 61.5}]
     (runs / "taught" / "metrics.jsonl").write_text(json.dumps(lines[0]))
     change(runs / "taught", run__data__num_classes=0)
@@ -99,7 +99,7 @@ def test_a_student_without_classes_begins_with_k_nn(runs):
     assert first_tile(runs / "taught")[0] == "not measured"
 
 
-def test_runs_that_differ_in_their_seed_alone_have_shades_of_one_colour():
+def test_runs_that_differ_only_in_the_seed_have_shades_of_one_colour():
     seeds = [taught("t", 80.0, seed=seed) for seed in range(4)]
     looks = looks_of([seeds[0], run("p", 70.0), *seeds[1:]])
     first, plain, *more = [look["colour"] for look in looks]

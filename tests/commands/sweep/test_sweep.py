@@ -55,7 +55,7 @@ def swept(tmp_path_factory, demo_cache):
 
 
 @pytest.mark.slow
-def test_every_setting_is_trained_with_every_seed_and_all_numbers_are_the_files(swept):
+def test_every_setting_is_trained_with_every_seed_and_all_numbers_match_the_files(swept):
     folder, done = swept
     assert done.stdout.rstrip() == (folder / "sweep.md").read_text().rstrip()
     rows = rows_in(folder)
@@ -81,7 +81,7 @@ def test_every_setting_is_trained_with_every_seed_and_all_numbers_are_the_files(
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_not_trained_again_and_what_is_missing_is(swept):
+def test_only_missing_runs_are_trained(swept):
     folder, _ = swept
     before = {run: (run / "done").stat().st_mtime_ns for run in folder.glob("*/seed?")}
     logs = {log: log.read_text() for log in folder.glob("*/*.log")}
@@ -99,7 +99,7 @@ def test_what_is_finished_is_not_trained_again_and_what_is_missing_is(swept):
     assert other.returncode == 2 and "optim.weight_decay" in other.stderr, "a finished run of other settings"
 
 
-def test_a_run_that_fails_costs_the_others_nothing_and_the_exit_code_says_so(tmp_path, demo_cache):
+def test_a_failed_run_does_not_affect_the_others_and_sets_the_exit_code(tmp_path, demo_cache):
     base = ["vitkd-ds", "sweep", "--recipes", "demo_plain", *SMALL, f"--workdir={tmp_path}", "--seeds=1"]
     # An infinite learning rate is rejected; this one makes the loss nan at the second update.
     done = run_command(*base, "--grid.optim.lr=1e38,1e-3", "--optim.warmup_epochs=0", check=False)
@@ -110,7 +110,7 @@ def test_a_run_that_fails_costs_the_others_nothing_and_the_exit_code_says_so(tmp
     assert [row["name"] for row in rows] == ["demo_plain,optim.lr=1e-3"]
 
 
-def test_a_signal_is_passed_on_once_and_the_same_command_goes_on(tmp_path, demo_cache):
+def test_a_signal_is_forwarded_once_and_the_same_command_resumes(tmp_path, demo_cache):
     flags = [flag for flag in SMALL if "steps" not in flag] + ["--max_steps=4000", "--log_every_steps=1"]
     command = ["vitkd-ds", "sweep", "--recipes", "demo_plain", "demo", *flags, f"--workdir={tmp_path}", "--seeds=1"]
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
@@ -156,7 +156,7 @@ def test_each_job_has_its_own_cpus_and_one_gpu(monkeypatch):
     assert run._gpus() == ["3", "GPU-5"]
 
 
-def test_runs_are_checked_before_any_is_started_and_named_by_what_differs(tmp_path):
+def test_runs_are_checked_before_any_starts_and_named_by_their_differences(tmp_path):
     made = members_of(["demo", "demo_plain"], 2, tmp_path, {"grid.augment.mixup_alpha": "0,0.5", "optim.lr": "1e-3"})
     assert [member.seed for member in made] == [0] * 4 + [1] * 4, "stopping early leaves complete seeds"
     assert [member.name for member in made[:2]] == ["demo,augment.mixup_alpha=0", "demo,augment.mixup_alpha=0.5"]
@@ -186,18 +186,18 @@ def test_runs_are_checked_before_any_is_started_and_named_by_what_differs(tmp_pa
         (["demo"], 1, {"grid.optim.lr": "1", "optim.lr": "2"}, "--optim.lr and --grid.optim.lr are both given"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path, recipes, seeds, flags, message):
+def test_invalid_values_are_rejected(tmp_path, recipes, seeds, flags, message):
     with pytest.raises(ValueError, match=message):
         members_of(recipes, seeds, tmp_path, flags)
 
 
-def test_a_number_of_jobs_below_one_is_refused(tmp_path):
+def test_a_number_of_jobs_below_one_is_rejected(tmp_path):
     done = run_command("vitkd-ds", "sweep", "--recipes", "demo", "--jobs=0", f"--workdir={tmp_path}", check=False)
     assert done.returncode == 2 and "--jobs must be positive" in done.stderr
 
 
 def result_of(top1, steps=(10, 20), *, num_images=500, fingerprint=7):
-    """A finished run whose last evaluation has this top-1, and each one before a point less a step."""
+    """A finished run with this top-1 in its last evaluation, and one point less per step before it."""
     lines = [
         {"step": step, "val_num_images": num_images, "val_top1": top1 + step - steps[-1], "val_top5": 99.0}
         for step in steps
@@ -212,7 +212,7 @@ def results_of(top1, **options):
     return {seed: result_of(value, **options) for seed, value in top1.items()}
 
 
-def test_differences_are_over_the_seeds_that_both_have_and_one_seed_has_no_interval():
+def test_differences_use_common_seeds_and_one_seed_has_no_interval():
     a, b = {0: 1.0, 1: 2.0, 2: 4.0}, {1: 5.0, 2: 8.0}
     results = {"a": results_of(a), "none": {}, "b": results_of(b)}
     a, b = rows_of(results)
@@ -238,7 +238,7 @@ def test_the_table_by_hand():
     assert row.seconds is None and markdown([row]).endswith("|      |")
 
 
-def test_equal_differences_are_too_few_to_test_and_no_certainty():
+def test_equal_differences_give_no_p_value():
     first, second, third = {0: 50.2, 1: 60.6, 2: 70.4}, {0: 51.4, 1: 61.8, 2: 71.6}, {0: 51.4, 1: 61.8, 2: 71.8}
     rows = rows_of({"a": results_of(first), "b": results_of(second), "c": results_of(third)})
     assert rows[1].difference == pytest.approx(1.2)
@@ -264,7 +264,7 @@ def test_runs_on_other_validation_images_are_not_paired(others):
     assert rows_of({"a": results_of(first), "b": mixed})[1].difference is None
 
 
-def test_curves_are_means_with_bands_at_the_epochs_that_all_seeds_have():
+def test_curves_are_means_with_bands_at_epochs_common_to_all_seeds():
     by_seed = {0: result_of(31.0, steps=(10, 20, 30)), 1: result_of(23.0)}
     epochs, means, lows, highs = curve_of(by_seed)
     assert (epochs, means) == ([1.0, 2.0], [12.0, 22.0])
@@ -279,7 +279,7 @@ def test_curves_are_means_with_bands_at_the_epochs_that_all_seeds_have():
     assert curve_of(equal) == ([1.0, 2.0], [10, 20], [10, 20], [10, 20])
 
 
-def test_nothing_is_started_where_all_is_finished():
+def test_nothing_starts_if_all_runs_are_finished():
     class Done:
         def is_done(self):
             return True

@@ -30,7 +30,7 @@ def test_each_recipe_equals_the_libraries_with_the_same_draws(name):
     np.testing.assert_array_equal(augmented(images, plan), layers_by_timm(images, plan))
 
 
-def test_everything_equals_what_the_torchvision_backend_does_and_meets_every_operation():
+def test_every_operation_occurs_and_equals_the_torchvision_backend():
     images = pixels(copies=128)
     plan = plan_of(images, samples(512), **EVERYTHING)
     assert min(sum(len(layer.members(op)) for layer in plan.layers) for op in OPS) >= 10
@@ -39,7 +39,7 @@ def test_everything_equals_what_the_torchvision_backend_does_and_meets_every_ope
     np.testing.assert_array_equal(augmented(images, plan), theirs)
 
 
-def test_an_image_becomes_the_same_alone_and_elsewhere():
+def test_an_image_is_augmented_alike_alone_and_in_any_micro_batch():
     images, chosen = pixels(copies=8), samples(32)
     together = augmented(images, plan_of(images, chosen, **EVERYTHING))
     assert not np.array_equal(together, images)
@@ -73,19 +73,19 @@ def test_uncovered_pixels_have_the_models_mean_colour_as_timm_rounds_it():
 
 
 @pytest.mark.parametrize("interpolation, part", [("bilinear", 0), ("bicubic", 1), ("random", 0.5)])
-def test_the_interpolation_of_the_settings_is_drawn(interpolation, part):
+def test_the_interpolation_is_chosen_from_the_settings(interpolation, part):
     plan = plan_of(pixels(), samples(400), rand_augment=RAND, interpolation=interpolation)
     assert np.mean([layer.is_cubic_B for layer in plan.layers]) == pytest.approx(part, abs=0.06)
 
 
-def test_layers_follow_each_other_as_the_settings_list_them():
+def test_layers_follow_the_order_of_the_settings():
     first, second, three, *jitter = plan_of(pixels(), samples(400), **EVERYTHING).layers
     assert {OPS[op] for op in three.op_B} == {"Color", "Solarize", "GaussianBlur"}
     assert {OPS[op] for layer in jitter for op in layer.op_B} == {"Brightness", "Contrast", "Color"}
     assert min(len(set(layer.op_B)) for layer in (first, second)) > 10 and len(jitter) == 3
 
 
-def test_whether_there_is_work():
+def test_an_augmenter_knows_whether_it_has_work():
     assert not Augmenter.has_work(AugmentConfig(repeats=3, mixup_alpha=0.8, cutmix_alpha=1.0))
     for config in (EVERYTHING, *RECIPES.values(), {"random_erasing": 0.1}):
         assert Augmenter.has_work(AugmentConfig(**config))
@@ -93,7 +93,7 @@ def test_whether_there_is_work():
         plan_of(pixels(), samples(4), rand_augment="rand-m9-w0")
 
 
-def test_the_compiled_code_gets_no_plan_for_other_images():
+def test_the_compiled_code_rejects_a_plan_for_other_images():
     images = pixels()
     plan = plan_of(images, samples(4), **EVERYTHING)
     with pytest.raises(ValueError, match="plan.operations must be .* shape"):

@@ -23,7 +23,7 @@ def test_the_levels_are_normal_with_the_models_mean_and_std():
             assert abs(mine.mean() - theirs.mean()) < 0.3 and abs(mine.std() - theirs.std()) < 0.3
 
 
-def test_exactly_the_rectangles_are_replaced_by_noise():
+def test_noise_replaces_exactly_the_rectangles():
     images = np.zeros((12, 120, 90, 3), np.uint8)
     erased = augmented(images, plan_of(images, samples(12), random_erasing=0.8))
     boxes = drawn.draw_rectangles(KEYS, probability=0.8, height=120, width=90)
@@ -41,7 +41,7 @@ def test_exactly_the_rectangles_are_replaced_by_noise():
         assert abs(np.corrcoef(centred.ravel()[shift:], centred.ravel()[:-shift])[0, 1]) < 0.01
 
 
-def test_each_byte_of_noise_is_a_function_of_key_and_place():
+def test_each_byte_of_noise_is_a_function_of_key_and_position():
     """The 16 bits of a byte, by Python's own whole numbers."""
     images, mask = pixels(copies=3), 2**64 - 1
     erased = augmented(images, plan_of(images, samples(12), random_erasing=1.0))

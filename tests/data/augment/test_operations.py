@@ -30,7 +30,7 @@ ARGUMENTS = {
     "TranslateYRel": SHIFTS,
     "GaussianBlur": [0.1, 0.35, 0.577, 0.578, 0.9, 1.2, 1.63, 1.64, 2.0],
 }
-"""Includes values at which nothing moves, everything moves out, or a result is almost a whole number."""
+"""Includes values for no shift, a complete shift, and a result that is almost a whole number."""
 
 
 @pytest.fixture(params=[16, 32])
@@ -39,7 +39,7 @@ def vector_bytes(request, monkeypatch):
     monkeypatch.setattr(decode, "WIDEST", min(request.param, decode._library.vitkd_widest_vector()))
 
 
-def test_the_arguments_are_those_of_all_operations():
+def test_the_argument_table_covers_all_operations():
     assert list(ARGUMENTS) and set(ARGUMENTS) == set(OPS)
 
 
@@ -66,14 +66,14 @@ def test_auto_contrast_equals_pillows_for_every_pair_of_extreme_levels(vector_by
         np.testing.assert_array_equal(operate("AutoContrast", images, [0.0] * len(images)), theirs)
 
 
-def test_the_greys_are_pillows_for_a_grid_of_all_colours(vector_bytes):
+def test_grey_levels_equal_pillows_for_a_grid_of_all_colours(vector_bytes):
     axis = np.arange(0, 256, 5, dtype=np.uint8)
     images = np.ascontiguousarray(np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1))
     theirs = [np.asarray(Image.fromarray(image).convert("L").convert("RGB")) for image in images]
     np.testing.assert_array_equal(operate("Color", images, [0.0] * len(images)), theirs)
 
 
-def test_what_a_far_shift_uncovers_is_all_fill_and_flat_images_stay_flat_where_they_are_covered():
+def test_a_far_shift_leaves_only_fill_and_flat_images_stay_flat_where_covered():
     images = pixels(28, 28)
     for op, argument in product(("TranslateXRel", "TranslateYRel"), (-1.5, 1.0, 9.0)):
         assert (operate(op, images, [argument] * 4, True) == FILL).all()

@@ -59,7 +59,7 @@ def test_the_recipes_notation_is_read_as_timm_reads_it_without_torch():
         "RAND",
     ],
 )
-def test_what_the_notation_does_not_know_is_refused_by_name(text):
+def test_unknown_notation_is_rejected_by_name(text):
     with pytest.raises(ValueError, match=f"augment.rand_augment.*{re.escape(repr(text))}"):
         parse_rand_augment(text)
 
@@ -100,7 +100,7 @@ def test_operations_are_drawn_uniformly_with_replacement_and_applied_with_probab
 
 
 @pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "rand-m5-mstd3-p0.9"])
-def test_arguments_are_distributed_as_timms(text):
+def test_arguments_have_timms_distribution(text):
     transform, seen = auto_augment.rand_augment_transform(text, {}), {op: [] for op in RAND_AUGMENT_OPS}
     for op in transform.ops:
         name = op.name.removesuffix("Increasing")
@@ -134,7 +134,7 @@ def test_three_augment_draws_its_three_operations_at_even_odds():
     assert (layer.argument_B[layer.op_B == OPS.index("Color")] == 0).all()
 
 
-def test_color_jitter_gives_each_image_all_three_in_one_of_six_orders():
+def test_color_jitter_applies_all_three_operations_in_one_of_six_orders():
     layers = drawn.draw_color_jitter(KEYS, 0.3)
     orders = np.stack([layer.op_B for layer in layers], 1)
     found, counts = np.unique(orders, axis=0, return_counts=True)
@@ -146,7 +146,7 @@ def test_color_jitter_gives_each_image_all_three_in_one_of_six_orders():
     assert np.abs(np.corrcoef(by_op.T) - np.eye(3)).max() < 0.03
 
 
-def test_rectangles_are_distributed_as_timms_and_stay_in_the_image():
+def test_rectangles_have_timms_distribution_and_stay_in_the_image():
     height, width = 40, 64
     ours = drawn.draw_rectangles(KEYS, probability=0.25, height=height, width=width)
     assert ours.shape == (N, 4) and (ours[ours[:, 2] == 0] == 0).all()
@@ -168,7 +168,7 @@ def test_rectangles_are_distributed_as_timms_and_stay_in_the_image():
     assert len(small) > 10 and (small[:, 2] == 1).all() and (small[:, 3] <= 2).all()
 
 
-def test_no_two_purposes_share_a_draw(monkeypatch):
+def test_no_two_purposes_share_a_random_draw(monkeypatch):
     taken = []
     monkeypatch.setattr(drawn, "uniform", lambda keys, draw: taken.append(draw) or np.zeros(len(keys)))
     monkeypatch.setattr(drawn, "normal", lambda keys, draw: taken.extend([draw, draw + 1]) or np.zeros(len(keys)))

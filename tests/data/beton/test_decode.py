@@ -71,7 +71,7 @@ def decode_rows(tmp_path):
 
 @pytest.fixture
 def decoder(tmp_path):
-    """The decoder of one file whose only image is GOOD."""
+    """The decoder of a file with GOOD as its only image."""
     (tmp_path / "images").write_bytes(GOOD)
     return Decoder(tmp_path / "images", stored([GOOD], [(40, 50)]))
 
@@ -98,7 +98,7 @@ def random_row(rng, height, width, size):
 
 @pytest.mark.parametrize("vector_bytes", [16, 32, 64])
 @pytest.mark.parametrize("make", [photo, lambda h, w: photo(h, w) // 128 * 255], ids=["photo", "clipping"])
-def test_resizing_gives_pillows_bits_up_down_and_in_odd_sizes_on_every_kind_of_cpu(make, vector_bytes):
+def test_resizing_up_and_down_equals_pillow_bit_for_bit_on_every_kind_of_cpu(make, vector_bytes):
     if vector_bytes > decode._library.vitkd_widest_vector():
         pytest.skip(f"VECTORS OF {vector_bytes} BYTES NOT TESTED: this CPU has no instructions for them")
     rng = np.random.default_rng(0)
@@ -128,7 +128,7 @@ ENCODINGS = {
 
 @pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
 @pytest.mark.parametrize("height, width", [(51, 77), (64, 48), (9, 100), (100, 3)])
-def test_a_part_has_the_pixels_of_the_whole_decoded_by_pillow(encode, height, width, decode_rows):
+def test_a_crop_has_the_pixels_of_pillows_full_decode(encode, height, width, decode_rows):
     file = encode(photo(height, width))
     whole = pixels_of(file)
     for size in (size for size in (1, 3, 16, 33) if size <= min(height, width)):
@@ -143,7 +143,7 @@ def test_a_part_has_the_pixels_of_the_whole_decoded_by_pillow(encode, height, wi
 
 
 @pytest.mark.parametrize("mode", ["jpeg", "raw"])
-def test_threads_and_flips_and_modes_make_no_difference_to_the_pixels(mode, decode_rows):
+def test_threads_flips_and_modes_do_not_change_the_pixels(mode, decode_rows):
     rng, size = np.random.default_rng(1), 32
     sizes = [tuple(rng.integers(20, 150, 2)) for _ in range(12)]
     files = [jpeg(photo(*shape, seed=i)) for i, shape in enumerate(sizes)]
@@ -162,7 +162,7 @@ SHAPES = [(90, 120), (121, 80), (64, 64), (40, 300), (30, 33), (1, 300), (400, 1
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_evaluation_crops_and_whole_images_are_resized_as_by_torchvision_and_pillow(shape, decode_rows):
+def test_evaluation_crops_and_whole_images_are_resized_like_torchvision_and_pillow(shape, decode_rows):
     file, whole = jpeg(photo(*shape)), crop_row(box=(0, 0, *shape), resized=(16, 16))
     row = CentreCrops(56, 0.875, "bicubic").rows(np.zeros(1, SAMPLE_DTYPE), *np.array(shape)[:, None])
     images, _, _ = decode_rows([file], [shape], row, 56)
@@ -195,7 +195,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("content, reason", DAMAGES.values(), ids=DAMAGES)
-def test_a_bad_image_is_reported_and_black_and_its_neighbours_are_whole(content, reason, decode_rows, capfd):
+def test_a_bad_image_is_reported_and_black_and_its_neighbours_are_intact(content, reason, decode_rows, capfd):
     rows = np.concatenate([crop_row(index=index) for index in (0, 1, 0)])
     images, status, _ = decode_rows([GOOD, content], [(40, 50)] * 2, rows, 8)
     assert status[0] == status[2] == DECODED and reason in ({DECODED: ""} | STATUS_TEXT)[status[1]]
@@ -205,7 +205,7 @@ def test_a_bad_image_is_reported_and_black_and_its_neighbours_are_whole(content,
 
 
 @pytest.mark.parametrize("mode", [0, RAW_MODE])
-def test_a_flipped_bit_is_found_by_the_crc_the_first_time_the_image_is_read(mode, decode_rows):
+def test_the_crc_detects_a_flipped_bit_when_the_image_is_first_read(mode, decode_rows):
     good = GOOD if mode == 0 else photo(40, 50).tobytes()
     bad = bytearray(good)
     bad[len(bad) // 2] ^= 1
@@ -216,7 +216,7 @@ def test_a_flipped_bit_is_found_by_the_crc_the_first_time_the_image_is_read(mode
 
 
 @pytest.mark.parametrize("mode", [0, RAW_MODE])
-def test_a_file_cut_short_under_an_open_decoder_is_a_short_read(mode, decoder, tmp_path):
+def test_a_file_truncated_under_an_open_decoder_gives_a_short_read(mode, decoder, tmp_path):
     size = 40 * 50 * 3 if mode == RAW_MODE else len(GOOD)
     decoder.table["mode"], decoder.table["size"] = mode, size
     images, status = np.full((1, 8, 8, 3), 77, np.uint8), np.zeros(1, np.int32)
@@ -242,7 +242,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("which, reason, names, values", [(*key, values) for key, values in WRONG.items()], ids=str)
-def test_a_row_or_a_table_that_is_wrong_is_found_out(which, reason, names, values, decode_rows):
+def test_an_invalid_row_or_table_is_detected(which, reason, names, values, decode_rows):
     for name, value in product(names.split(), values):
         arrays = {"row": crop_row(), "table": stored([GOOD], [(40, 50)])}
         arrays[which][name] = value
@@ -273,7 +273,7 @@ def test_several_python_threads_may_share_a_decoder(decoder):
         ("num_threads", 0),
     ],
 )
-def test_arrays_that_c_may_not_touch_are_refused(name, array, decoder):
+def test_arrays_unsafe_for_c_code_are_rejected(name, array, decoder):
     values = {"rows": np.zeros(2, CROP_DTYPE), "images": np.zeros((2, 8, 8, 3), np.uint8)}
     values |= {"status": np.zeros(2, np.int32), "num_threads": 1} | {name: array}
     *arrays, num_threads = values.values()

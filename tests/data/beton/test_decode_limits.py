@@ -27,7 +27,7 @@ ssize_t pread64(int fd, void* out, size_t size, off_t offset) { return pread(fd,
 """
 
 
-def test_reads_that_are_short_or_interrupted_go_on_where_they_were(tmp_path):
+def test_short_or_interrupted_reads_continue_where_they_stopped(tmp_path):
     """Simulate short reads from a network file system, and signals before the first byte."""
     contents = [jpeg(photo(40, 50)), photo(40, 50).tobytes()]
     table = stored(contents, [(40, 50)] * 2, crc=True)

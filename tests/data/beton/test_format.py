@@ -35,7 +35,7 @@ def test_a_whole_file_is_described_by_its_side_file(beton):
     assert (info.max_resolution, info.short_side, info.passthrough, info.shuffled) == (500, 0, 0, False)
 
 
-def test_our_view_of_the_header_and_the_tables_is_ffcvs(beton):
+def test_our_layout_of_header_and_tables_equals_ffcvs(beton):
     from ffcv import types
 
     assert HEADER_DTYPE == types.HeaderType and beton_format.FIELD_DTYPE == types.FieldDescType
@@ -55,7 +55,7 @@ def test_our_view_of_the_header_and_the_tables_is_ffcvs(beton):
 
 
 @pytest.mark.cold
-def test_images_and_labels_are_found_without_ffcv_and_tables_are_written_as_they_are_read(beton):
+def test_images_and_labels_are_found_without_ffcv_and_tables_survive_a_round_trip(beton):
     (_, images, labels), content = read_beton(beton), beton.read_bytes()
     assert labels.dtype == np.int64 and labels.tolist() == [0] * 11 + [1] * 11
     assert len(images) == 22 and images["has_crc"].all() and not images["checked"].any()
@@ -104,14 +104,14 @@ BAD_CRC, BAD_SIZE = "beton' must have tables of CRC32", "bytes according to its 
         (lambda content, end: b"\x02\x00\x02\x00" + bytes(60), "ends inside its header"),
     ],
 )
-def test_a_file_that_is_damaged_cut_short_or_no_beton_is_refused(copy, damage, message):
+def test_a_damaged_truncated_or_foreign_file_is_rejected(copy, damage, message):
     content = copy.read_bytes()
     copy.write_bytes(damage(content, int(np.frombuffer(content, HEADER_DTYPE, count=1)[0]["alloc_table_ptr"])))
     with pytest.raises(ValueError, match=message):
         check_beton(copy)
 
 
-def test_a_missing_or_unfinished_file_a_folder_and_a_missing_side_file_are_refused(tmp_path, copy):
+def test_a_missing_or_unfinished_file_a_folder_and_a_missing_side_file_are_rejected(tmp_path, copy):
     side_path(copy).unlink()
     partial = partial_path(tmp_path / "new.beton")
     partial.write_bytes(b"")
@@ -127,7 +127,7 @@ def test_a_missing_or_unfinished_file_a_folder_and_a_missing_side_file_are_refus
 
 
 @pytest.mark.parametrize("names", [("picture", "label"), ("label", "image"), ("image",), ("image", "label", "age")])
-def test_other_fields_are_refused(tmp_path, names):
+def test_other_fields_are_rejected(tmp_path, names):
     from ffcv.writer import DatasetWriter  # only after vitkd_ds has imported ffcv safely
 
     path, image = tmp_path / "other.beton", np.zeros((4, 4, 3), np.uint8)
@@ -162,7 +162,7 @@ def test_other_fields_are_refused(tmp_path, names):
         ({"lengths": "AAAA" * 29 + "AA=="}, "must list the length and CRC32 of the 22 images"),
     ],
 )
-def test_a_side_file_that_does_not_agree_or_is_no_json_object_is_refused(copy, change, message):
+def test_a_side_file_that_disagrees_or_is_not_a_json_object_is_rejected(copy, change, message):
     if isinstance(change, dict):
         values = json.loads(side_path(copy).read_text()) | change
         change = json.dumps({key: value for key, value in values.items() if value is not None})
@@ -199,7 +199,7 @@ def forged(path, key, value):
         ("size", 2**64 - 1, "lie between the tables, but image 3"),
     ],
 )
-def test_tables_that_say_what_cannot_be_are_refused_also_where_all_checksums_agree(copy, key, value, message):
+def test_impossible_table_values_are_rejected_even_with_matching_checksums(copy, key, value, message):
     forged(copy, key, value)
     with pytest.raises(ValueError, match=f"beton' must (contain only images that |have ).*{message}"):
         check_beton(copy)

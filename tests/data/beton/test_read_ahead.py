@@ -36,7 +36,7 @@ class Disk:
 
 
 @pytest.mark.parametrize("seconds, calls", [(1e-5, 1), (1.0, 2)])
-def test_it_stays_some_micro_batches_ahead_and_reads_whole_ones_where_the_disk_is_slow(seconds, calls):
+def test_reading_stays_some_micro_batches_ahead_and_takes_whole_ones_on_a_slow_disk(seconds, calls):
     indices, disk = np.arange(1000)[::-1], Disk(seconds)
     with ReadAhead(disk, indices, micro_batch_size=20) as ahead:
         found = disk.wait_for(calls * BATCHES)
@@ -50,7 +50,7 @@ def test_it_stays_some_micro_batches_ahead_and_reads_whole_ones_where_the_disk_i
     assert not ahead.is_alive()
 
 
-def test_what_is_taken_already_is_not_read(monkeypatch):
+def test_images_already_taken_are_not_read_ahead(monkeypatch):
     monkeypatch.setattr(read_ahead, "BATCHES", 0)
     disk = Disk(1.0)
     with ReadAhead(disk, np.arange(40), micro_batch_size=20) as ahead:
@@ -60,7 +60,7 @@ def test_what_is_taken_already_is_not_read(monkeypatch):
     assert disk.asked == []
 
 
-def test_the_images_asked_for_are_read_and_timed_and_others_are_refused(beton, tmp_path):
+def test_requested_images_are_read_and_timed_and_invalid_ones_rejected(beton, tmp_path):
     path = shutil.copy(beton, tmp_path)
     _, table, _ = read_beton(beton)
     decoder = Decoder(path, table)
@@ -79,7 +79,7 @@ def test_the_images_asked_for_are_read_and_timed_and_others_are_refused(beton, t
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cc"), reason="compiles a library that delays reads")
-def test_an_epoch_on_a_slow_disk_takes_less_than_its_reads_one_after_the_other(tmp_path):
+def test_an_epoch_on_a_slow_disk_takes_less_than_its_reads_in_sequence(tmp_path):
     path = write_beton(tmp_path, 120)
     (row,) = measure(str(path), [25.0], rounds=1, micro_batch_size=8)
     assert row["without"] < 1 / 0.025 < 1.5 / 0.025 < row["with"]

@@ -79,7 +79,7 @@ def status_of(file):
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_a_jpeg_is_whole_with_all_of_its_scans_and_with_no_fewer(make, decode_rows):  # noqa: F811
+def test_a_jpeg_is_whole_only_with_all_of_its_scans(make, decode_rows):  # noqa: F811
     file = make()
     ends = scan_ends(file)
     assert len(ends) >= 3
@@ -94,7 +94,7 @@ def test_a_jpeg_is_whole_with_all_of_its_scans_and_with_no_fewer(make, decode_ro
     np.testing.assert_array_equal(image, pixels_of(file)[:, SIZE[1] - SIZE[0] :])
 
 
-def test_a_scan_that_is_missing_in_the_middle_is_noticed_where_libjpeg_says_nothing(decode_rows):  # noqa: F811
+def test_a_scan_missing_in_the_middle_is_detected_although_libjpeg_reports_nothing(decode_rows):  # noqa: F811
     file = jpeg(photo(*SIZE), progressive=True, subsampling=2)
     ends = scan_ends(file)
     for first, end in zip(ends, ends[1:]):
@@ -103,7 +103,7 @@ def test_a_scan_that_is_missing_in_the_middle_is_noticed_where_libjpeg_says_noth
         assert status_of(lacking) != DECODED
 
 
-def test_what_an_earlier_version_packed_without_some_scans_trains_on_with_pixels_independent_of_the_crop(
+def test_an_incomplete_jpeg_packed_by_an_earlier_version_has_the_same_pixels_in_any_crop(
     decode_rows,  # noqa: F811
 ):
     file = jpeg(photo(64, 64), progressive=True)

@@ -45,7 +45,7 @@ def decode_box(decode_rows):  # noqa: F811
 
 @pytest.mark.parametrize("options", RESTARTS, ids=str)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_part_has_the_pixels_of_the_whole_wherever_it_lies(kind, options, decode_rows):  # noqa: F811
+def test_a_crop_has_the_pixels_of_the_full_decode_at_any_position(kind, options, decode_rows):  # noqa: F811
     file = jpeg(photo(HEIGHT, WIDTH), **kind, **options)
     whole = pixels_of(file)
     for size in (1, 16, 33):
@@ -66,7 +66,7 @@ def test_a_part_has_the_pixels_of_the_whole_wherever_it_lies(kind, options, deco
 
 
 @pytest.mark.parametrize("kind, row_mcus", [({"subsampling": 2}, 9), ({"mode": "L"}, 17)], ids=str)
-def test_segments_that_a_crop_does_not_need_are_not_read_unless_it_is_asked_to_be_thorough(kind, row_mcus, decode_box):
+def test_segments_outside_a_crop_are_read_only_in_thorough_mode(kind, row_mcus, decode_box):
     header, segments, markers = segments_of(jpeg(photo(HEIGHT, WIDTH), **kind, restart_marker_blocks=1))
     whole, num_rows = pixels_of(joined(header, segments, markers)), -(-len(segments) // row_mcus)
     mcu = -(-HEIGHT // num_rows // 8) * 8
@@ -89,7 +89,7 @@ def test_segments_that_a_crop_does_not_need_are_not_read_unless_it_is_asked_to_b
 @pytest.mark.parametrize(
     "change", [lambda s, n=n: s + b"\x5a" * n for n in range(1, 12)] + [lambda s, n=n: s[:-n] for n in range(1, 6)]
 )
-def test_a_segment_with_a_byte_too_many_or_too_few_is_damage(change, decode_box):
+def test_a_segment_with_an_extra_or_missing_byte_counts_as_damaged(change, decode_box):
     header, segments, markers = segments_of(jpeg(photo(HEIGHT, WIDTH), subsampling=2, restart_marker_blocks=3))
     assert decode_box(joined(header, segments, markers), (0, 0, HEIGHT, WIDTH))[1] == DECODED
     for index in (0, 4, len(segments) - 2):
@@ -123,7 +123,7 @@ def test_markers_out_of_order_are_left_to_libjpeg(decode_box):
     assert [decode_box(content, box)[1] for content in broken] == [BAD_JPEG] * 3
 
 
-def test_the_end_of_a_scan_is_looked_at_where_the_crop_reaches_it(decode_box):
+def test_the_end_of_a_scan_is_checked_if_the_crop_reaches_it(decode_box):
     last, before = (HEIGHT - 16, 20, 16, 16), (HEIGHT - 17, 20, 16, 16)
     for options in ({}, {"progressive": True}, {"restart_marker_blocks": 3}):
         file = jpeg(photo(HEIGHT, WIDTH), subsampling=0, **options)
@@ -159,7 +159,7 @@ def restart_pixels(file):
     return 8 * max(factors) if len(factors) > 1 else 8
 
 
-def test_what_has_no_such_form_is_not_transcoded_and_metadata_is_left_out():
+def test_jpegs_without_an_equivalent_are_not_transcoded_and_metadata_is_dropped():
     assert with_restart_markers(jpeg(photo(40, 50), format="PNG")) is None
     assert with_restart_markers(b"") is None
     good = photograph()
@@ -168,7 +168,7 @@ def test_what_has_no_such_form_is_not_transcoded_and_metadata_is_left_out():
     assert not Image.open(io.BytesIO(turned)).getexif() and b"secret" not in turned
 
 
-def test_intervals_divide_the_row_and_are_near_32_pixels():
+def test_restart_intervals_divide_the_row_and_are_near_32_pixels():
     for mcu_width, row_mcus in product((8, 16, 32), range(1, 200)):
         divisors = [interval for interval in range(1, row_mcus + 1) if row_mcus % interval == 0]
         expected = min(divisors, key=lambda interval: (abs(math.log2(interval * mcu_width / 32)), interval))

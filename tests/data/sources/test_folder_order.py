@@ -44,7 +44,7 @@ def test_images_have_torchvisions_labels_and_order(tmp_path, seed):
     assert list(source.names) != [*order_of_earlier_versions(tmp_path / "train")]
 
 
-def test_what_an_earlier_version_packed_from_nested_folders_is_used_until_they_change(tmp_path):
+def test_nested_folders_packed_by_an_earlier_version_are_used_until_they_change(tmp_path):
     src = tree(tmp_path / "train", **{f"{top}/{name}": jpeg(i) for top in "ab" for i, name in enumerate(NESTED)})
     path = pack(src, tmp_path / "train.beton", workers=1).path
     side = tmp_path / "train.beton.json"
@@ -61,7 +61,7 @@ def test_what_an_earlier_version_packed_from_nested_folders_is_used_until_they_c
         find_packed("data.train", str(src))
 
 
-def test_a_folder_of_splits_is_refused_with_the_command_that_packs_one_of_them(tmp_path):
+def test_a_folder_of_splits_is_rejected_with_the_command_that_packs_one_of_them(tmp_path):
     src = tree(
         tmp_path / "photos", "train/ant/x.jpg", "train/bee/y.jpg", "train/.x.jpg", "train/README.txt", "val/ant/z.jpg"
     )
@@ -98,7 +98,7 @@ def test_hidden_files_and_folders_which_torchvision_reads_are_counted(tmp_path, 
     refused(tmp_path / "only", match="found a folder that is none of them")
 
 
-def test_images_and_links_to_nothing_beside_the_class_folders_are_counted(tmp_path, caplog):
+def test_images_and_dangling_links_next_to_class_folders_are_counted(tmp_path, caplog):
     src = tree(tmp_path / "train", "a/x.jpg", "b/y.jpg", "loose.jpg")
     (src / "a-class").symlink_to("nothing")
     assert open_source(src).classes == ("a", "b")
@@ -107,8 +107,8 @@ def test_images_and_links_to_nothing_beside_the_class_folders_are_counted(tmp_pa
 
 
 @pytest.mark.parametrize("options", [{}, {"labels": "none"}])
-def test_a_folder_that_cannot_be_listed_is_refused_and_not_taken_for_empty(tmp_path, monkeypatch, options):
-    """A folder whose path is too long for the system, which rejects it even for root."""
+def test_an_unlistable_folder_is_rejected_and_does_not_count_as_empty(tmp_path, monkeypatch, options):
+    """A folder with a path too long for the system, which rejects it even for root."""
     src = tree(tmp_path / "train", "a/x.jpg")
     monkeypatch.chdir(src / "a")
     for _ in range(20):

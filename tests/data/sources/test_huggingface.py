@@ -49,7 +49,7 @@ def expected(count, first=0):
     return [(NAMES[i % 3], jpeg(i)) for i in range(first, first + count)]
 
 
-def test_what_save_to_disk_wrote_is_read_byte_for_byte_and_by_packing_workers(tmp_path):
+def test_output_of_save_to_disk_is_read_byte_for_byte_and_by_packing_workers(tmp_path):
     dataset_of(7).save_to_disk(tmp_path / "one", num_shards=2)
     source = open_source(tmp_path / "one")
     assert (source.kind, source.classes) == ("Hugging Face", tuple(NAMES)) and everything(source) == expected(7)
@@ -102,7 +102,7 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
         ),
     ],
 )
-def test_parquet_files_of_which_a_part_is_missing_or_foreign_are_refused(tmp_path, names, message):
+def test_parquet_files_with_missing_or_foreign_members_are_rejected(tmp_path, names, message):
     (tmp_path / "hub" / "data").mkdir(parents=True)
     for first, name in enumerate(names):
         dataset_of(2, first=first).to_parquet(tmp_path / "hub" / f"{name}.parquet")
@@ -112,7 +112,7 @@ def test_parquet_files_of_which_a_part_is_missing_or_foreign_are_refused(tmp_pat
     refused(tmp_path / "hub", split="train", match=message)
 
 
-def test_selected_rows_keep_their_labels_and_files_beside_the_data_set_are_read(tmp_path):
+def test_selected_rows_keep_their_labels_and_files_next_to_the_data_set_are_read(tmp_path):
     dataset_of(9).select([8, 1, 5]).save_to_disk(tmp_path / "rows")
     assert everything(open_source(tmp_path / "rows")) == [(NAMES[i % 3], jpeg(i)) for i in (8, 1, 5)]
     rows = rows_of([(None, "a.jpg"), (None, str(tmp_path / "paths" / "b.jpg"))], [0, 0], names=["x"])
@@ -123,7 +123,7 @@ def test_selected_rows_keep_their_labels_and_files_beside_the_data_set_are_read(
 
 
 @pytest.mark.timeout(20)
-def test_a_row_names_no_file_outside_of_the_data_set_and_no_pipe_or_device(tmp_path):
+def test_a_row_cannot_name_a_file_outside_the_data_set_or_a_pipe_or_device(tmp_path):
     folder = tmp_path / "paths"
     private = tree(tmp_path / "else", "private") / "private"
     for path in (str(private), "../else/private", "link.jpg", "up/private", "/dev/zero", "pipe", "no.jpg"):
@@ -141,7 +141,7 @@ def test_a_row_names_no_file_outside_of_the_data_set_and_no_pipe_or_device(tmp_p
         source.read(0)
 
 
-def test_save_to_disk_stores_the_bytes_of_files_anywhere_as_the_error_says(tmp_path):
+def test_the_errors_remedy_stores_the_bytes_of_files_anywhere(tmp_path):
     path = tree(tmp_path, "a.jpg") / "a.jpg"
     rows = rows_of([(None, str(path))], [0], names=["x"])
     write_table(tmp_path / "paths", rows)
@@ -167,7 +167,7 @@ def test_rows_with_neither_bytes_nor_path_are_counted_and_named(tmp_path, caplog
     assert not caplog.text
 
 
-def test_unfit_data_sets_are_refused(tmp_path, monkeypatch):
+def test_unfit_data_sets_are_rejected(tmp_path, monkeypatch):
     dataset_of(3).remove_columns("label").save_to_disk(tmp_path / "unlabelled")
     refused(tmp_path / "unlabelled", match=r"one column of type ClassLabel \(class label\), but has 0")
     rows_of([(jpeg(0), None)] * 2, [0, -1]).save_to_disk(tmp_path / "test")

@@ -29,7 +29,7 @@ def with_link(path, name, target, *, kind=tarfile.LNKTYPE):
     return path
 
 
-def test_a_hard_link_inside_a_tar_is_its_file_and_other_members_that_are_none_are_counted(tmp_path, caplog):
+def test_a_hard_link_in_a_tar_is_its_target_and_other_irregular_members_are_counted(tmp_path, caplog):
     members = [("0.jpg", jpeg(0)), ("0.cls", b"1"), ("1.jpg", jpeg(1)), ("1.cls", b"0")]
     path = write_tar(tmp_path / "s.tar", members)
     with_link(with_link(path, "2.jpg", "0.jpg"), "2.cls", "1.cls")
@@ -45,7 +45,7 @@ def test_a_hard_link_inside_a_tar_is_its_file_and_other_members_that_are_none_ar
 
 
 @pytest.mark.parametrize("zeros", [0, 512, 3 * 2**20])
-def test_tars_one_behind_the_other_in_a_file_are_all_read_and_anything_else_behind_the_end_is_refused(tmp_path, zeros):
+def test_concatenated_tars_are_all_read_and_other_data_after_the_end_are_rejected(tmp_path, zeros):
     parts = [tar_bytes([(f"{i}.jpg", jpeg(i)), (f"{i}.cls", b"%d" % i)]) + bytes(zeros) for i in range(3)]
     path = tmp_path / "s.tar"
     path.write_bytes(b"".join(parts))
@@ -57,7 +57,7 @@ def test_tars_one_behind_the_other_in_a_file_are_all_read_and_anything_else_behi
 
 
 @pytest.mark.timeout(20)
-def test_a_pipe_or_a_device_under_an_images_or_a_tars_name_is_refused_at_once(tmp_path):
+def test_a_pipe_or_device_named_like_an_image_or_tar_is_rejected_at_once(tmp_path):
     src = tree(tmp_path / "train", "a/x.jpg")
     (src / "a" / "zero.jpg").symlink_to("/dev/zero")
     refused(src, match="image '.*/a/zero.jpg' is not a regular file")
@@ -71,7 +71,7 @@ def test_a_pipe_or_a_device_under_an_images_or_a_tars_name_is_refused_at_once(tm
         refused(path, match="s.tar' is not a regular file")
 
 
-def test_an_empty_tar_holds_nothing_and_costs_its_neighbours_nothing(tmp_path):
+def test_an_empty_tar_has_no_images_and_does_not_affect_its_neighbours(tmp_path):
     empty = write_tar(tmp_path / "empty.tar", [])
     refused(empty, match="src must be one of: .*found a file that is none of them")
     (tmp_path / "bytes.tar").write_bytes(b"")
@@ -85,7 +85,7 @@ def test_an_empty_tar_holds_nothing_and_costs_its_neighbours_nothing(tmp_path):
     refused(tmp_path / "tars", match="2.tar' is not a complete, uncompressed tar")
 
 
-def test_a_link_to_nothing_under_an_images_or_a_tars_name_is_refused_by_name(tmp_path):
+def test_a_dangling_link_named_like_an_image_or_tar_is_rejected_by_name(tmp_path):
     src = tree(tmp_path / "train", "a/x.jpg", "b/x.jpg")
     (src / "b" / "gone.jpg").symlink_to("nothing")
     for options in ({}, {"labels": "none"}):
@@ -100,7 +100,7 @@ def test_a_link_to_nothing_under_an_images_or_a_tars_name_is_refused_by_name(tmp
     refused(tmp_path / "tars" / "1.tar", match="does not exist")
 
 
-def test_imagenets_own_tars_are_never_taken_for_samples_wherever_they_lie(tmp_path):
+def test_imagenets_own_tars_are_never_read_as_samples_in_any_folder(tmp_path):
     (tmp_path / "in").mkdir()
     val = write_val(tmp_path / "in" / "ILSVRC2012_img_val.tar")
     refused(val, match="has no labels. Pass --labels")
@@ -117,7 +117,7 @@ def test_imagenets_own_tars_are_never_taken_for_samples_wherever_they_lie(tmp_pa
     assert open_source(tmp_path / "in").kind == "ImageNet train"
 
 
-def test_files_in_and_among_imagenets_tars_that_are_no_images_are_counted(tmp_path, caplog):
+def test_non_image_files_in_and_among_imagenets_tars_are_counted(tmp_path, caplog):
     root, wnid = tmp_path / "in", WNIDS[0]
     root.mkdir()
     write_tar(root / f"{wnid}.tar", [("a.JPEG", jpeg(1)), ("b.gif", b"x"), (".c.JPEG", jpeg(2))])

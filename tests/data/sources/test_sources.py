@@ -73,7 +73,7 @@ def everything(source):
     return [(source.classes[label], content) for label, content in zip(source.labels, images)]
 
 
-def test_imagenets_training_tar_and_a_folder_of_its_tars_hold_and_pack_what_the_folders_do(tmp_path):
+def test_imagenets_training_tar_and_a_folder_of_its_tars_equal_the_class_folders(tmp_path):
     folder = write_folder(tmp_path / "folder")
     path, expected = write_train(tmp_path / "t.tar"), everything(open_source(folder))
     tar = open_source(path)
@@ -126,7 +126,7 @@ def test_imagenets_validation_tar_gets_its_labels_from_any_of_three_files(tmp_pa
     assert source.names[4] == "val.tar/ILSVRC2012_val_00000005.JPEG"
 
 
-def test_missing_and_unfit_labels_and_a_devkit_that_is_none_are_told(tmp_path):
+def test_missing_or_invalid_labels_and_an_invalid_devkit_are_reported(tmp_path):
     val, labels = write_val(tmp_path / "val.tar"), tmp_path / "labels.txt"
     for text, message in (
         (TEXT[: len(TEXT) // 2], "lacks the classes of 'ILSVRC2012_val_00000004.JPEG'"),
@@ -142,7 +142,7 @@ def test_missing_and_unfit_labels_and_a_devkit_that_is_none_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.97, 0.7, 0.3, "header", "end"])
-def test_a_tar_that_is_cut_is_refused(tmp_path, keep):
+def test_a_truncated_tar_is_rejected(tmp_path, keep):
     (tmp_path / "labels").write_text(TEXT)
     labels = {"labels": str(tmp_path / "labels")}
     for path, options in ((write_train(tmp_path / "t.tar"), {}), (write_val(tmp_path / "val.tar"), labels)):
@@ -154,7 +154,7 @@ def test_a_tar_that_is_cut_is_refused(tmp_path, keep):
         refused(path, **options, match=f"{path.name}'.* is (truncated|not a complete)")
 
 
-def test_an_inner_tar_that_is_cut_or_empty_is_refused_by_name(tmp_path):
+def test_a_truncated_or_empty_inner_tar_is_rejected_by_name(tmp_path):
     whole, other = tar_bytes(images_of(WNIDS[0])), tar_bytes(images_of(WNIDS[1]))
     for content, second, message in (
         (whole[: len(whole) // 2], WNIDS[1], "member 'n01440764.tar', is (truncated|not a complete)"),
@@ -174,7 +174,7 @@ def test_names_inside_a_tar_never_become_paths(tmp_path):
     assert info.num_images == 2 and not list(tmp_path.rglob("*evil*")) and not os.path.exists("/tmp/evil.JPEG")
 
 
-def test_what_fits_no_kind_is_refused_with_the_list_or_a_hint(tmp_path):
+def test_an_unrecognised_source_is_rejected_with_the_list_of_kinds_or_a_hint(tmp_path):
     folder = write_folder(tmp_path / "train")
     (tmp_path / "text").write_text("x")
     (tmp_path / "gz.tar").write_bytes(b"\x1f\x8b\x08 compressed")
@@ -192,7 +192,7 @@ def test_what_fits_no_kind_is_refused_with_the_list_or_a_hint(tmp_path):
     refused(tmp_path / "hollow", match="without a class .*: pack them without labels .* --labels none.*tar itself")
 
 
-def test_links_are_followed_but_to_no_folder_twice_and_another_source_has_another_fingerprint(tmp_path):
+def test_links_are_followed_to_each_folder_once_and_other_sources_have_other_fingerprints(tmp_path):
     src = tree(tmp_path / "twice", "a/deep/x.jpg", "b/x.jpg")
     for link, target in (
         ("a/loop", ""),

@@ -44,7 +44,7 @@ def test_folders_tars_and_patterns_give_their_tars(tmp_path):
 
 
 @pytest.mark.timeout(20)
-def test_a_range_of_millions_ends_at_the_first_tar_that_is_missing_and_no_tar_is_named_twice(tmp_path):
+def test_a_range_of_millions_ends_at_the_first_missing_tar_and_names_no_tar_twice(tmp_path):
     root = write_tars(tmp_path / "tars", ["0", "1"], per_tar=1)
     missing = "train-000002.tar' of '.*train-{000000..99999999}.tar'. Check the name"
     refused(root / "train-{000000..99999999}.tar", match=missing)
@@ -86,12 +86,12 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
         ([("0.jpg", jpeg(0)), ("0.cls", b"x" * 1001)], "'0.cls' in '.*s.tar' has 1001 bytes, a class at most 1000"),
     ],
 )
-def test_tars_without_whole_samples_are_refused(tmp_path, members, message):
+def test_tars_without_whole_samples_are_rejected(tmp_path, members, message):
     refused(write_tar(tmp_path / "s.tar", members), match=message)
 
 
 @pytest.mark.parametrize("odd", ["-1", "3.0", "+2", "1e3", "nan"])
-def test_a_number_that_is_no_class_number_does_not_turn_the_others_into_names(tmp_path, odd):
+def test_one_invalid_class_number_does_not_turn_the_others_into_names(tmp_path, odd):
     root = write_tars(tmp_path / "tars", [str(i) for i in range(12)] + [odd])
     place = "'train-000004.tar/part/0012.jpg'"
     refused(root, match=f"1 of 13 classes are numbers, but not integers .* the first is {re.escape(odd)} at {place}")
@@ -105,14 +105,14 @@ def test_a_number_that_is_no_class_number_does_not_turn_the_others_into_names(tm
     assert open_source(root, classes=str(names)).labels.tolist() == list(range(13))
 
 
-def test_numbers_behind_a_byte_order_mark_are_numbers_and_the_longest_names_stay_different(tmp_path):
+def test_numbers_after_a_byte_order_mark_are_numbers_and_very_long_names_stay_distinct(tmp_path):
     marked = write_tars(tmp_path / "marked", [f"\ufeff{i}" for i in range(11)])
     assert open_source(marked).labels.tolist() == list(range(11))
     long = write_tars(tmp_path / "long", ["x" * 999 + "b", "x" * 999 + "a"])
     assert open_source(long).labels.tolist() == [1, 0]
 
 
-def test_numbers_among_names_are_names_as_a_warning_says(tmp_path, caplog):
+def test_numbers_among_names_are_names_with_a_warning(tmp_path, caplog):
     root = write_tars(tmp_path / "tars", ["10", "2", "a", "10", "b"])
     source = open_source(root)
     assert source.classes == ("10", "2", "a", "b") and source.labels.tolist() == [0, 1, 2, 0, 3]
@@ -145,7 +145,7 @@ def test_other_files_in_a_folder_of_tars_are_counted(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == [found]
 
 
-def test_tars_are_packed_in_place_and_cut_and_compressed_ones_refused_by_name(tmp_path):
+def test_tars_are_packed_in_place_and_truncated_or_compressed_ones_rejected_by_name(tmp_path):
     root = write_tars(tmp_path / "tars", [str(i % 3) for i in range(40)])
     info = pack(root / "train-{000000..000013}.tar", tmp_path / "x.beton", passthrough=True, workers=2)
     assert check_beton(info.path) == info and info.passthrough == 40
@@ -162,7 +162,7 @@ def test_tars_are_packed_in_place_and_cut_and_compressed_ones_refused_by_name(tm
         refused(root, match=f"train-000001.tar' {message}")
 
 
-def test_a_class_number_of_hundreds_of_digits_is_refused_before_a_list_of_so_many_classes_is_made(tmp_path):
+def test_a_class_number_of_hundreds_of_digits_is_rejected_before_allocating_a_class_list(tmp_path):
     number = "9" * 400
     root = write_tars(tmp_path / "tars", ["1", number, "0"])
     place = r"9{40}\.\.\. \(400 signs\)'? at 'train-000000.tar/part/0001.JPEG'"
