@@ -81,7 +81,7 @@ def step(number, **values):
     return {"step": number, "total": 0.5, "images_per_s": 100.0, "s_per_step": 2.0} | values
 
 
-def test_steps_and_evaluations_are_said_as_the_run_says_them_and_its_end_ends_it(watched):
+def test_steps_and_evaluations_match_the_runs_own_log_and_watching_ends_with_the_run(watched):
     watched.until(f"no job is training {watched.folder}; waiting for it to be resumed")
     lock = RunLock(watched.folder)
     lock.acquire()

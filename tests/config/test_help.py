@@ -75,7 +75,7 @@ def test_help_can_show_one_group_or_field(topic, keys):
 @pytest.mark.parametrize("topic, nearest", [
     ("optimm", "optim"), ("losses.nkdd", "losses.nkd"), ("losses.nkd.gama", "losses.nkd.gamma"),
 ])  # fmt: skip
-def test_an_unknown_topic_is_refused_with_the_nearest(topic, nearest):
+def test_an_unknown_topic_is_rejected_with_the_nearest(topic, nearest):
     with pytest.raises(ValueError, match=f"--help {topic}: no such group or field; did you mean {nearest}"):
         field_help(build_run("demo"), topic, width=80)
 

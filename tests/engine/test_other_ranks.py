@@ -58,7 +58,7 @@ def go_on(workdir, path, optimizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer, own_state", [("adamw", "exp_avg_sq"), ("muon", "momentum")])
-def test_weights_moments_and_average_survive_other_ranks_bit_for_bit(tmp_path, optimizer, own_state):
+def test_weights_moments_and_average_survive_a_change_of_ranks_bit_for_bit(tmp_path, optimizer, own_state):
     workdir = tmp_path / "run [1]+"  # characters that DeepSpeed treats as patterns
     before = None
     for i, world_size in enumerate((2, 3, 1, 2)):

@@ -159,7 +159,7 @@ def test_a_file_that_does_not_fit_is_rejected_with_its_keys_and_never_adapted(
     "num_classes, said",
     [(7, "has 7 classes, but the data has 5"), (0, "has no classifier, but the data has 5 classes")],
 )
-def test_a_classifier_for_other_classes_is_left_out_and_reported(tmp_path, caplog, num_classes, said):
+def test_a_classifier_for_other_classes_is_dropped_and_reported(tmp_path, caplog, num_classes, said):
     source = source_model("deit", num_classes=num_classes)
     path = save(source.state_dict(), tmp_path)
     with caplog.at_level("INFO", "vitkd_ds"):

@@ -15,7 +15,7 @@ TINY = "deit_tiny_patch16_224"
 
 @pytest.mark.parametrize("name", ["regnetx_002", "convnext_atto", "resnet18"])
 @pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg", "cache_dir", "pretrained", "features_only"])
-def test_no_argument_of_create_model_that_names_files_reaches_a_teacher_of_any_class(name, argument):
+def test_no_create_model_argument_that_names_files_reaches_any_teacher(name, argument):
     with pytest.raises(ValueError, match=f": {argument} is no"):
         config = TeacherConfig(model=name, model_args={argument: "x"}, checkpoint="random")
         build_teacher(config, DATA, needs_blocks=False)

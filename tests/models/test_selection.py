@@ -88,7 +88,7 @@ def test_models_whose_attention_cannot_choose_are_rejected():
 
 
 @pytest.mark.parametrize("term", ["vitkd", "vkd", "feature"])
-def test_terms_of_tokens_are_refused(term):
+def test_token_terms_are_rejected(term):
     message = rf"keep_tokens=12 drops tokens that losses\.{term} compare. Set --teacher\.keep_tokens=0"
     with pytest.raises(ValueError, match=message):
         parse_run((), FLAGS | {f"losses.{term}.weight": "1"})

@@ -209,7 +209,7 @@ def test_a_finished_run_starts_nothing(tmp_path):
     assert again.code == 0 and again.train is None and "already finished" in again.log and not again.is_requeued
 
 
-def test_options_that_train_py_refuses_end_the_job_before_a_rank_starts(tmp_path):
+def test_options_rejected_by_train_py_end_the_job_before_a_rank_starts(tmp_path):
     wrongs = {"--workdri=x": "did you mean workdir", "--help": "rejected these options",
               "--workdir=/dev/null/run": "--workdir=/dev/null/run cannot be created"}  # fmt: skip
     for wrong, message in wrongs.items():

@@ -140,7 +140,7 @@ def test_files_of_a_run_killed_between_its_two_renames_are_used_or_replaced(tmp_
 
 
 @pytest.mark.parametrize("is_cut, message", [(False, "its CRC-32 differs"), (True, "cannot be read completely")])
-def test_damage_between_writing_and_reading_back_is_found_and_repaired(tmp_path, monkeypatch, is_cut, message):
+def test_damage_between_writing_and_reading_back_is_detected_and_fixed(tmp_path, monkeypatch, is_cut, message):
     src = one_class(tmp_path, {f"{i}.png": Image.new("RGB", (8, 8), (i, i, i)) for i in range(5)})
     dst, check = tmp_path / "x.beton", pack_module.damaged_images
 

@@ -135,7 +135,7 @@ def test_damaged_answers_are_rejected_by_name(runs, content):
         read_answers(runs / "taught")
 
 
-def test_what_cannot_be_written_or_read_is_refused(runs):
+def test_unwritable_or_unreadable_paths_are_rejected(runs):
     with pytest.raises(ValueError, match="--out must end in .html, got 'x.pdf'"):
         report(str(runs / "taught"), out="x.pdf")
     with pytest.raises(ValueError, match="the folder of --out, 'none', does not exist"):
