@@ -53,7 +53,7 @@ def test_the_difference_to_a_plain_run_beside_it_whose_other_settings_are_equal(
     plain = write_plain(folder)
     accuracy, _, following = ending(folder).splitlines()
     top1 = json.loads((folder / "summary.json").read_text())["student_top1"]
-    assert accuracy.endswith(f"; {top1 - 6.25:+.2f} points to the plain run {plain}")
+    assert accuracy.endswith(f"; {top1 - 6.25:+.2f} points over the plain run {plain}")
     assert shlex.split(following)[3:] == [str(folder), str(plain)]
     assert "points" not in ending(plain)
 

@@ -160,7 +160,7 @@ def test_a_part_without_a_whole_list_is_packed_again_and_what_lies_behind_it_too
 
 def test_other_settings_and_damaged_ones_are_rejected_and_what_is_there_can_be_thrown_away(interrupted):
     src, dst = interrupted(is_moved=True)
-    with pytest.raises(ValueError, match="now quality 80, there quality 90.* --restart to start over"):
+    with pytest.raises(ValueError, match="quality 90, but now quality 80.* --restart to start over"):
         pack(src, dst, write_mode="raw", quality=80)
     for text in ("damaged", "[" * 100_000, "[1]"):
         (partial_path(dst) / "settings.json").write_text(text)
