@@ -185,7 +185,7 @@ def test_messages_are_shown_and_train_installs_signal_handlers_first(vitkd_ds, m
 
 def test_help_works_anywhere_and_the_launchers_local_rank_is_not_an_option(vitkd_ds):
     for words in ("--local_rank=1 pack --help", "pack --local-rank=1 -h", "--help pack", "pack a --quality=3 --help b"):
-        assert vitkd_ds(*words.split()).startswith("Write a set of images")
+        assert vitkd_ds(*words.split()).startswith("Pack images into")
     assert vitkd_ds("help", "pack") == vitkd_ds("pack", "--help")
     assert vitkd_ds("help", "train", "seed") == vitkd_ds("train", "--help", "seed")
 

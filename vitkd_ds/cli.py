@@ -163,7 +163,7 @@ def compare(*runs: str, **options: Any) -> None:
 
 @command("report")
 def report(*runs: str, **options: Any) -> None:
-    """Write an HTML report on a run: curves, classes, images, other runs."""
+    """Write an HTML report on a run: curves, classes and images."""
     from vitkd_ds.commands.report import report as write_report
 
     path = write_report(*runs, **options)
@@ -173,7 +173,7 @@ def report(*runs: str, **options: Any) -> None:
 
 @command("watch")
 def watch(run: str) -> None:
-    """Show the progress of a run that trains elsewhere, from its folder."""
+    """Show the progress of a run from its folder."""
     from vitkd_ds.commands.watch import watch as watch_run
 
     with suppress(KeyboardInterrupt):
@@ -196,7 +196,7 @@ def sweep_seeds(
 
 @command("export")
 def export(source: str, destination: str, **options: Any) -> None:
-    """Export a student: timm, ONNX, torch.export or Hugging Face format."""
+    """Export a student to timm, ONNX, torch.export or Hugging Face."""
     check_export(source, destination, options.get("format", "timm"))
     from vitkd_ds.commands.export import export as export_student
 

@@ -41,7 +41,7 @@ def test_export_says_what_it_wrote_and_the_python_that_loads_it(tmp_path, caplog
     cli.export(str(tmp_path / "student"), str(tmp_path / "out"), format=format)
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
     wrote, load = caplog.messages[-2:]
-    assert wrote.startswith("wrote ") and file in wrote and wrote.endswith(f" in {tmp_path / 'out'}")
+    assert wrote.startswith("wrote ") and file in wrote and wrote.endswith(f" to {tmp_path / 'out'}")
     import vitkd_ds
 
     loaded = eval(load.partition("load it in Python: ")[2], {"vitkd_ds": vitkd_ds, "timm": timm})

@@ -97,7 +97,7 @@ def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, tea
         ),
         (
             {"teacher": "vit_tiny_patch16_224", "teacher_checkpoint": "{}/teacher"},
-            "--teacher must be the model of --teacher_checkpoint=.*teacher, which is deit_tiny_patch16_224, found v",
+            "--teacher=vit_tiny_patch16_224 is not the model of --teacher_checkpoint=.*teacher, which is a deit_tiny",
         ),
         (
             {"teacher": "deit_tiny_patch16_244"},

@@ -40,8 +40,7 @@ def evaluate_exported(
         student: a run folder, a checkpoint or an exported student.
         val: a .beton or a packed class folder; the student must know its classes. "" uses the run's validation data.
         teacher: a timm name, or a run, checkpoint or exported student; "" uses the run's teachers, if there is a run.
-        teacher_checkpoint: weights of a teacher given by name: a local file, or a run, checkpoint or exported student;
-            "" means hub.
+        teacher_checkpoint: weights of a named teacher: a file, run, checkpoint or exported student; "" means hub.
         micro_batch_size: images per forward.
         knn, probe: call `vitkd_ds.commands.probe.probe_exported` instead.
         train: labelled training images; only for `knn` and `probe`.

@@ -31,7 +31,7 @@ def test_a_card_has_the_exported_steps_results_with_the_number_of_images(whole_r
     assert head["pipeline_tag"] == "image-classification" and head["library_name"] == "timm" and "license" not in head
     step = {"last": 30, "best": 28}[which]
     (line,) = [line for line in metrics_of(whole_run) if line["step"] == step and "val_top1" in line]
-    assert f"| step | {step} |" in text and "On 64 validation images" in text and "(n = 1)" in text
+    assert f"| step | {step} |" in text and "on 64 validation images" in text and "(n = 1)" in text
     for name, key in (
         ("top-1 %", "val_top1"),
         ("top-5 %", "val_top5"),
@@ -57,7 +57,7 @@ def test_a_card_has_the_exported_steps_results_with_the_number_of_images(whole_r
     "licence, said",
     [
         ("dinov3-license", "timm states the licence `dinov3-license` for its weights"),
-        (None, "No licence is stated for it"),
+        (None, "No licence is stated for its weights"),
     ],
 )
 def test_a_student_without_a_run_or_classes_has_a_card_with_the_known_facts(tmp_path, licence, said):
@@ -75,7 +75,7 @@ def test_a_student_without_a_run_or_classes_has_a_card_with_the_known_facts(tmp_
     described["teachers"] = {name: {"model": name, "license": licence} for name in ("dino", "clip")}
     (tmp_path / "student" / "student.json").write_text(json.dumps(described))
     _, text = card_of(tmp_path / "student", tmp_path / "again")
-    assert f"`dino`. {said}. `clip`. {said}. Whether" in text
+    assert f"`dino`. {said}. `clip`. {said}. This card" in text
 
 
 def test_user_supplied_names_are_shown_as_text():

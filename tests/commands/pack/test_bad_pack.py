@@ -88,7 +88,7 @@ def test_an_unreadable_file_is_an_error_and_not_a_bad_image(tmp_path, monkeypatc
         return begin(*args, **options)
 
     monkeypatch.setattr(pack_module, "open_unfinished", remove_one)
-    with pytest.raises(RuntimeError, match="only/good_z.png' cannot be read"):
+    with pytest.raises(RuntimeError, match="cannot read .*only/good_z.png'"):
         pack(src, tmp_path / "x.beton", workers=1, skip_bad=True)
     assert not (tmp_path / "x.beton").exists()
 
@@ -176,7 +176,7 @@ def test_a_file_size_limit_gives_a_clear_error(tmp_path):
     src, dst = write_images(tmp_path / "images", 40), tmp_path / "x.beton"
     words = shlex.join(map(str, (*COMMAND, src, dst, "--write_mode", "raw", "--workers", "2")))
     done = subprocess.run(["bash", "-c", f"ulimit -f 8200; {words}"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "images cannot be written: [Errno 27] File too large" in done.stderr
+    assert done.returncode == 1 and "cannot write images: [Errno 27] File too large" in done.stderr
     assert names_in(tmp_path) == [".x.beton.partial", "images"] and "Traceback" not in done.stderr
 
 

@@ -83,7 +83,7 @@ def test_both_folders_are_packed_once_next_to_themselves_with_trainings_classes(
     caplog.clear()
     os.symlink(photos, tmp_path / "link")
     assert packed(f"{tmp_path}/link/train/", tmp_path / "link" / "val")[0] == f"{tmp_path}/link/train.beton"
-    assert f"using {tmp_path}/link/train.beton, which was packed from {tmp_path}/link/train" in caplog.text
+    assert f"using {tmp_path}/link/train.beton, packed earlier from {tmp_path}/link/train" in caplog.text
     assert [file.stat().st_mtime_ns for file in files] == times and names_in(photos) == content
     shutil.move(photos, tmp_path / "elsewhere")
     assert packed(tmp_path / "elsewhere" / "train")[0] == str(tmp_path / "elsewhere" / "train.beton")
@@ -171,11 +171,7 @@ def test_a_changed_folder_is_rejected_until_its_packed_file_is_removed(photos, c
 def test_a_file_packed_by_hand_is_used_and_one_without_a_recorded_source_is_rejected(photos):
     (photos / "names").write_text("cat\ndog\nant\n")
     (photos / "val" / "ant" / "bad.png").write_bytes(b"no image")
-    refused(
-        photos / "train",
-        photos / "val",
-        match="packing data.val with `.*` failed: .*bad.png' does not decode.*--skip_bad",
-    )
+    refused(photos / "train", photos / "val", match="packing data.val .* failed: .*bad.png' does not .*--skip_bad")
     pack(photos / "val", photos / "val.beton", classes=str(photos / "names"), skip_bad=True, shuffle=True, restart=True)
     assert packed(photos / "train", photos / "val") == (f"{photos}/train.beton", f"{photos}/val.beton")
     side = side_path(photos / "val.beton")
@@ -253,7 +249,7 @@ def test_a_run_stopped_while_packing_continues_packing_later(tmp_path, caplog, s
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     said = end(process, workers, number)
     assert process.returncode == (-9 if number == signal.SIGKILL else 0) and not (tmp_path / "images.beton").exists()
-    assert number == signal.SIGKILL or "kept 1 finished parts" in said and "Rerun the same command to continue" in said
+    assert number == signal.SIGKILL or "finished parts" in said and "Rerun the same command to continue" in said
     feed(src)
     assert packed(src, num_classes=2)[0] == f"{src}.beton"
     assert "continuing" in caplog.text and check_beton(f"{src}.beton").num_images == 202

@@ -23,7 +23,7 @@ def test_a_cpu_is_measured_and_shared_by_its_processes_even_for_a_plain_run(demo
     assert texts[0].startswith(f"{recipe} on 1 x 1 cpu: a prediction") and "GPU" not in "".join(texts)
     for text, processes in zip(texts, (1, 2)):
         rows = rows_of(text)
-        assert rows["an epoch"][0] == "6,000 images" and re.fullmatch(r"\d+ (s|min)", rows["20 epochs"][0])
+        assert rows["epoch"][0] == "6,000 images" and re.fullmatch(r"\d+ (s|min)", rows["20 epochs"][0])
         total_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         assert float(re.search(r"of ([\d.]+): fits", text)[1]) == pytest.approx(total_gib / processes, abs=0.06)
         assert ("teacher" in rows) == ("replica" in rows) == (recipe == "demo")

@@ -78,7 +78,7 @@ def test_the_predictions_in_the_table_match_plan():
         for layout in (one_gpu(images), one_gpu(512)):
             speeds.append(f"{images_per_s(inputs, layout, H100):,.0f}")
             memory.append(f"{sum(memory_bytes(inputs, layout).values()) / 2**30:.1f}")
-    assert f"{', '.join(gflops[:2])} and {gflops[2]} GFLOP per image" in TABLE
+    assert f"{', '.join(gflops[:2])} and {gflops[2]} GFLOP an image" in TABLE
     (line,) = re.findall(r"^\| S15 \|.*$", TABLE, re.M)
     assert f"(predicted {', '.join(speeds[::2])})" in line and f"(predicted {', '.join(memory[::2])})" in line
     (line,) = re.findall(r"^\| S16 \|.*$", TABLE, re.M)
@@ -250,7 +250,7 @@ def test_a_shard_is_gathered_whole_unless_deepspeeds_file_limits_it(tmp_path, mo
 def test_disk_and_file_follow_from_bytes_and_images():
     text = plan_text(build_run("deit_base_from_deit3_large"), nodes=1, gpus=8)
     per_s = int(re.search("images/s +([0-9,]+)", text)[1].replace(",", ""))
-    disk = re.search(r"disk +([0-9,]+) MB/s +until the file is in memory \(74 GB", text)[1]
+    disk = re.search(r"disk +([0-9,]+) MB/s +until the file is cached in memory \(74 GB", text)[1]
     assert int(disk) == pytest.approx(per_s * 0.057596, abs=1)
 
 
@@ -266,14 +266,14 @@ def test_a_given_file_determines_images_bytes_and_derived_values(tmp_path, monke
     length, unit, steps = re.search(r"epochs +(\d+) (s|min) +([0-9,]+) steps of 8 images", text).groups()
     seconds = int(length) * {"s": 1, "min": 60}[unit]
     assert steps == "5" and seconds == pytest.approx(run.epochs * 5 * step_s, rel=0.06, abs=1)
-    disk, size = re.search(r"disk +([0-9,]+) MB/s +until the file is in memory \(([0-9.e-]+) GB", text).groups()
+    disk, size = re.search(r"disk +([0-9,]+) MB/s +until the file is cached in memory \(([0-9.e-]+) GB", text).groups()
     assert int(disk) == pytest.approx(per_s * mean / 1e6, abs=1)
     assert float(size) == pytest.approx(40 * mean / 1e9, rel=0.05)
     assert re.search(rf"an epoch +40 images +counted: {twice.path}, whole steps", text)
     assert re.search(rf"images on disk +{mean / 1e3:.1f} kB per image +counted: {twice.path}$", text, re.M)
     assert re.search(r"an epoch +1,281,167 images +counted: ImageNet-1k's training set", assumed)
     row = known.LOADER.row
-    assert re.search(rf"images on disk +57.6 kB per image +measured on ImageNet, row {row}", assumed)
+    assert re.search(rf"images on disk +57.6 kB per image +measured, row {row}: ImageNet", assumed)
     assert "160,145 steps of 8 images" in assumed and "(74 GB" in assumed
     (tmp_path / "names").write_text("dog\n")
     other = replace(own, data=replace(own.data, classes=str(tmp_path / "names")))

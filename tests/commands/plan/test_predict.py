@@ -145,7 +145,7 @@ def test_an_unmeasured_gpu_counts_by_its_peak_and_a_7b_teacher_needs_offload_on_
     assert teacher.startswith("assumed: 40% of 312 TFLOP/s") and "row C3" not in other and "and on this GPU" in other
     cli.plan(recipe="vit_small_from_dinov3_7b", gpus="1", **{"micro_batch_size_per_gpu": "256"}, hardware="rtx4090")
     text = capsys.readouterr().out
-    row = r"^  {} +[\d.,]+ ms +([\d.]+) GiB; needs per GPU with (\d+) GiB or more$"
+    row = r"^  {} +[\d.,]+ ms +([\d.]+) GiB; needs a GPU with (\d+) GiB or more$"
     found = [re.search(row.format(placement), text, re.M).groups() for placement in ("replica", "offload")]
     replica, offload = (float(gib) for gib, _ in found)
     assert replica - offload == pytest.approx(12.51 - 2 * 0.313, abs=0.11) and "--teacher.placement=offload" in text
@@ -164,7 +164,7 @@ def test_fields_of_the_run_can_be_set(capsys):
     [
         ({"hardware": "h10"}, r"^--hardware h10 is unknown: did you mean h100"),
         ({"hardware": "zzzz"}, r"^--hardware zzzz is unknown: valid names are a100, cpu, h100, h200, rtx4090$"),
-        ({"nodes": "0"}, "--nodes and --gpus must be positive"),
+        ({"nodes": "0"}, "--nodes and --gpus .per node. must be positive"),
         ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, got 1024 and 24"),
         ({"node": "3"}, "--node is no option"),
         ({"gpus": "many"}, "--gpus must be a whole number"),
@@ -273,7 +273,7 @@ def test_the_fastest_placement_that_fits_is_recommended_with_the_cost_of_a_shard
         assert re.findall(r"--teacher.placement=(\w+) is the fastest that fits", text) == ([best] if best else [])
         assert ("no placement fits" in text) is not bool(best)
     *_, advice = _placement(INPUTS, layout, CARD).splitlines()
-    assert advice.endswith("a shard takes 4.1% longer than a replica, and -0.2 GiB")
+    assert advice.endswith("a shard takes 4.1% longer than a replica and -0.2 GiB of memory")
 
 
 def test_the_text_says_when_nothing_fits():

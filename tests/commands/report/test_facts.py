@@ -70,7 +70,7 @@ def test_tiles_show_the_newest_numbers_and_the_step_of_older_ones():
         ("75.00 %", "student top-1 on 400 images, 95 % interval [70.53, 78.99], step 2,000"),
         ("81.00 %", "both models name the same class"),
         ("0.2500", "CKA with the teacher, step 1,000"),
-        ("2.50 M", "parameters of the student, the teacher has 4.0 times as many"),
+        ("2.50 M", "parameters of the student; the teacher has 4.0 times as many"),
         ("1,234", "images/s in training, all ranks"),
     ]
     models.pop("teacher")

@@ -61,7 +61,7 @@ def test_for_one_seed_the_interval_is_over_images_and_other_settings_are_named()
 
 
 @pytest.mark.parametrize("others, why", [
-    ([], "add a finished run without a teacher (--teacher none), of the same seed"),
+    ([], "add a finished run without a teacher (--teacher none) and with the same seed"),
     ([run("p", 70.0, val=8)], "add a finished run without"),
     ([run("p", 70.0, seed=1)], "add a finished run without"),
     ([run("p", 70.0, is_final=False)], "add a finished run without"),

@@ -63,7 +63,7 @@ def train_images(run: Run) -> TrainImages:
         info, stored, labels = read_beton(path)
         *_, chosen = use_part(run.data, labels, info.classes, path=str(path), split="train")
         return TrainImages(len(chosen), float(stored["size"][chosen].mean()), str(path), f"counted: {path}")
-    source = f"measured on ImageNet, row {known.LOADER.row}"
+    source = f"measured, row {known.LOADER.row}: ImageNet"
     return TrainImages(IMAGENET_IMAGES, known.LOADER_BYTES, "ImageNet-1k's training set", source)
 
 
