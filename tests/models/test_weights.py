@@ -228,7 +228,7 @@ def test_a_file_of_another_library_is_named_with_the_file_to_use_instead(tmp_pat
     name, args = FAMILIES["deit"]
     config = TeacherConfig(model=name, model_args=args, checkpoint=str(tmp_path / "foreign.safetensors"))
     data = DataConfig(train="demo", val="demo", image_size=32, num_classes=5)
-    with pytest.raises(ValueError, match=f"The file is of a {library} model, .* --teacher.checkpoint hub"):
+    with pytest.raises(ValueError, match=f"The file is from {library}, .* --teacher.checkpoint hub"):
         build_teacher(config, data)
     save_file({"odd": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="Give its own file"):
