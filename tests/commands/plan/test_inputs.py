@@ -269,7 +269,7 @@ def test_the_own_file_gives_images_and_bytes_and_what_follows_from_them(tmp_path
     disk, size = re.search(r"disk +([0-9,]+) MB/s +until the file is cached in memory \(([0-9.e-]+) GB", text).groups()
     assert int(disk) == pytest.approx(per_s * mean / 1e6, abs=1)
     assert float(size) == pytest.approx(40 * mean / 1e9, rel=0.05)
-    assert re.search(rf"an epoch +40 images +counted: {twice.path}, whole steps", text)
+    assert re.search(rf"epoch +40 images +counted: {twice.path}, whole steps", text)
     assert re.search(rf"images on disk +{mean / 1e3:.1f} kB per image +counted: {twice.path}$", text, re.M)
     assert re.search(r"an epoch +1,281,167 images +counted: ImageNet-1k's training set", assumed)
     row = known.LOADER.row
