@@ -88,7 +88,7 @@ def test_a_run_that_is_ended_continues_where_it_was(tmp_path, caplog, start, num
     said = end(process, workers, number)
     assert len(workers) >= 2 and process.returncode == (-9 if number == signal.SIGKILL else 1)
     if number != signal.SIGKILL:
-        assert "stopped before" in said and "rerun the same command to continue" in said and "Traceback" not in said
+        assert "stopped before" in said and "Rerun the same command to continue" in said and "Traceback" not in said
     assert not dst.exists() and not side_path(dst).exists()
     feed(src)
     info = pack(src, dst, write_mode="raw", workers=2)
