@@ -88,7 +88,7 @@ def test_a_stopped_run_continues_from_its_finished_parts(tmp_path, caplog, start
     said = end(process, workers, number)
     assert len(workers) >= 2 and process.returncode == (-9 if number == signal.SIGKILL else 1)
     if number != signal.SIGKILL:
-        assert "stopped before" in said and "rerun the same command to continue" in said and "Traceback" not in said
+        assert "stopped before" in said and "Rerun the same command to continue" in said and "Traceback" not in said
     assert not dst.exists() and not side_path(dst).exists()
     feed(src)
     info = pack(src, dst, write_mode="raw", workers=2)

@@ -76,7 +76,7 @@ def test_every_setting_is_trained_with_every_seed_and_all_numbers_match_the_file
     assert float(rows[1]["difference"]) == pytest.approx(sum(differences) / 2)
     assert float(rows[1]["p"]) == pytest.approx(stats.ttest_rel(*reversed(top1.values())).pvalue, rel=1e-6)
     assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
-    cpus = re.findall(r"trains on (\d+) CPUs", done.stderr)
+    cpus = re.findall(r" on (\d+) CPUs", done.stderr)
     assert len(cpus) == 4, "four runs were started"
 
 

@@ -61,8 +61,7 @@ def pack(
         write_mode: jpg (small, decoded on reading), raw (pixels: fast and large), or proportion (half of each).
         max_resolution: longest side in pixels; larger images are scaled down. 0 keeps every size. None means 500, or 0
             with `passthrough` or `short_side`.
-        short_side: shorter side in pixels; larger images are scaled down. 0 keeps every size. Excludes
-            `max_resolution`.
+        short_side: shorter side in pixels, in place of `max_resolution`; 0 means off.
         quality: quality of newly encoded JPEGs, 1 to 100.
         passthrough: store RGB and grey JPEGs of up to 8 MiB unchanged if they need no scaling; warn about the others.
         restart_markers: with `passthrough`, rewrite these JPEGs as one baseline scan with restart markers, which

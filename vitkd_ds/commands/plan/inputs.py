@@ -68,11 +68,7 @@ def train_images(run: Run) -> TrainImages:
 
 
 def inputs_of(run: Run, hardware: Hardware) -> Inputs:
-    """Return all inputs of a prediction, measured, counted or assumed.
-
-    Raises:
-        ValueError: a model has no blocks, or the student's weights are fp32.
-    """
+    """Return all inputs of a prediction. Raise ValueError for a model without blocks or an fp32 student."""
     zero = _ds_config(run.ds_config)["zero_optimization"]
     if not is_bf16(_ds_config(run.ds_config)):
         raise ValueError(f"plan supports only bf16 students, but {run.ds_config} sets fp32. Remove --ds_config.")
