@@ -75,7 +75,7 @@ def _run(*first: str) -> None:
         raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, OSError) else REFUSED)  # an I/O error may be gone at the next start
+        sys.exit(1 if isinstance(error, OSError) else REFUSED)  # an I/O error may be gone at the next launch
 
 
 @command("train", about=train_help)
@@ -155,7 +155,7 @@ def evaluate(student: str, **options: Any) -> None:
 
 @command("compare")
 def compare(*runs: str, **options: Any) -> None:
-    """Compare runs: accuracy, size, speed, and differences over seeds."""
+    """Compare runs: accuracy, size, speed, and mean differences of several seeds."""
     from vitkd_ds.commands.compare import compare as compare_runs
 
     print(compare_runs(*runs, **options))

@@ -101,7 +101,7 @@ def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, tea
         ),
         (
             {"teacher": "deit_tiny_patch16_244"},
-            "teacher.model=.* is no timm model; did you mean deit_tiny_patch16_224",
+            "teacher.model=.* is not a timm model; did you mean deit_tiny_patch16_224",
         ),
         ({"teacher_checkpoint": "{}/teacher"}, "--teacher_checkpoint needs --teacher"),
         ({"teacher": "{}/empty"}, "student.json has no valid model, got None. Restore the file"),

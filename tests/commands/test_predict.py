@@ -114,7 +114,7 @@ def test_undecodable_files_are_named_and_skipped(tmp_path, photos, caplog):
         _, rows = table(predict(str(tmp_path / "student"), [str(photos)]))
     assert [os.path.basename(row[0]) for row in rows] == ["0.png", "1.png", "3.png", "4.png"]
     assert f"cannot be decoded: {photos}/2.png: ValueError: it is not an image" in caplog.text
-    with pytest.raises(ValueError, match="none of the images can be decoded, starting with .*2.png"):
+    with pytest.raises(ValueError, match="none of the images can be decoded; the first is .*2.png"):
         [*predict(str(tmp_path / "student"), [str(photos / "2.png")])]
 
 
@@ -150,7 +150,7 @@ def test_a_loaded_student_equals_the_exported_one_and_is_in_eval_mode(tmp_path):
     loaded, images_BCHW = load_student(tmp_path / "student"), torch.randn(2, 3, 28, 28)
     assert not loaded.training and loaded.pretrained_cfg["mean"] == [0.1, 0.2, 0.3]
     assert torch.equal(loaded(images_BCHW), model(images_BCHW))
-    with pytest.raises(ValueError, match="is no run, checkpoint or exported student"):
+    with pytest.raises(ValueError, match="is not a run, checkpoint or exported student"):
         load_student(tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_a_folder_gives_weights_model_and_arguments(tmp_path, role, key):
     assert more == replace(expected, model_args={"depth": 2, "qk_norm": True})
     with pytest.raises(ValueError, match=f"{role}.model=vit_tiny_patch16_224 contradicts .*, which holds vit_s"):
         apply_options(DEMO, options | {f"{role}.model": "vit_tiny_patch16_224"})
-    with pytest.raises(ValueError, match="is no run, checkpoint or exported student"):
+    with pytest.raises(ValueError, match="is not a run, checkpoint or exported student"):
         apply_options(DEMO, {f"{role}.{key}": str(tmp_path)})
 
 

@@ -54,7 +54,7 @@ def test_words_and_limits_come_from_the_annotation():
     ({"mode": "z"}, "a.b.mode must be one of x, y, got 'z'"),
     ({"pair": (1,)}, "a.b.pair must be numbers with commas, such as 0.08,1, got (1,)"),
     ({"pair": (1, "2")}, "a.b.pair must be numbers with commas, such as 0.08,1, got '2'"),
-    ({"stps": 3}, "a.b.stps is no setting of this version. Remove it, or use steps, the most similar name."),
+    ({"stps": 3}, "a.b.stps is not a setting of this version. Remove it, or use steps, the most similar name."),
 ])  # fmt: skip
 def test_settings_are_checked_on_creation_and_replacement(wrong, message):
     for make in (lambda: Example("n", **wrong), lambda: replace(Example("n"), **wrong)):
@@ -81,8 +81,8 @@ def test_a_mapping_of_settings_is_addressed_extended_and_listed():
     for options, message in {
         ("examples.two.rate", "3"): "examples.two.name is missing. Set it in the recipe or with --examples.two.name.",
         ("examples.one.rate", "0"): "examples.one.rate must be a number above 0, got '0'",
-        ("examples.one.rat", "3"): r"--examples.one.rat is no option: did you mean examples.one.rate or",
-        ("examples.one", "3"): "--examples.one is no option",
+        ("examples.one.rat", "3"): r"--examples.one.rat is not an option: did you mean examples.one.rate or",
+        ("examples.one", "3"): "--examples.one is not an option",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=message):
             apply_overrides(group, dict([options]))

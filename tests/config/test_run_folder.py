@@ -65,14 +65,14 @@ def test_an_unfinished_run_means_its_newest_checkpoint(run):
     assert folder.find_student(run) == run / "checkpoints" / "step00000008"
     (run / "checkpoints" / "latest").unlink()
     assert folder.find_student(run) == run / "checkpoints" / "step00000008"
-    with pytest.raises(ValueError, match="latest is no run, checkpoint or exported student"):
+    with pytest.raises(ValueError, match="latest is not a run, checkpoint or exported student"):
         folder.find_student(run / "latest")
 
 
 def test_a_path_without_a_student_is_rejected_by_name(run, tmp_path):
     (run / "checkpoints" / "step00000004" / "student.json").unlink()
     for path in (run / "best", tmp_path, tmp_path / "none"):
-        with pytest.raises(ValueError, match=f"{path} is no run, checkpoint or exported student"):
+        with pytest.raises(ValueError, match=f"{path} is not a run, checkpoint or exported student"):
             folder.find_student(path)
 
 

@@ -54,7 +54,7 @@ MEANT = {
 @pytest.mark.parametrize("names, ours", MEANT.items())
 def test_a_name_from_another_program_leads_to_ours(names, ours):
     for name in names.split():
-        with pytest.raises(ValueError, match=re.escape(f"--{name} is no option: did you mean {ours}?")):
+        with pytest.raises(ValueError, match=re.escape(f"--{name} is not an option: did you mean {ours}?")):
             apply_options(build_run("demo"), {name: "1"})
 
 
@@ -64,7 +64,7 @@ def test_a_name_from_another_program_leads_to_ours(names, ours):
 ])  # fmt: skip
 def test_an_option_that_is_set_elsewhere_says_where(names, remedy):
     for name in names.split():
-        with pytest.raises(ValueError, match=f"--{name} is no option: .*{remedy}"):
+        with pytest.raises(ValueError, match=f"--{name} is not an option: .*{remedy}"):
             apply_options(build_run("demo"), {name: "1"})
 
 

@@ -148,7 +148,7 @@ def test_rank_0_reads_each_block_once_and_the_features_equal_the_whole_models(tm
     ("other model", r"teacher\.checkpoint=\S+ does not fit the configured model.*of another shape"),
     ("no such part", r"no weight file at \S+b\.safetensors"),
     ("other part", r"b\.safetensors lacks tensor \S+, which its index lists"),
-    ("no index", r"is no index of safetensors files.*KeyError"),
+    ("no index", r"is not an index of safetensors files.*KeyError"),
 ])  # fmt: skip
 def test_a_file_that_is_damaged_or_of_another_model_is_rejected_by_its_header(tmp_path, damage, message):
     path = save("dinov3", tmp_path, is_cut=damage in ("no such part", "other part", "no index"))

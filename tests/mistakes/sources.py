@@ -127,7 +127,7 @@ MISTAKES = {
     },
     "data/sources/imagenet.py": {
         "open_class_tars": {
-            "warn_of_left_out('files that are no class tars', ...) =>": IMAGENET,
+            "warn_of_left_out('files other than class tars', ...) =>": IMAGENET,
             "warn_of_left_out(NO_IMAGES, others) =>": IMAGENET,
         },
         "open_flat_tar": {

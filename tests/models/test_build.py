@@ -260,14 +260,14 @@ def test_half_precision_files_load_into_fp32_models(tmp_path):
 
 
 @pytest.mark.parametrize("name, model_args, message", [
-    ("deit_tiny_patch16_244", {}, "student.model=deit_tiny_patch16_244 is no timm model; did you mean deit_tiny"),
+    ("deit_tiny_patch16_244", {}, "student.model=deit_tiny_patch16_244 is not a timm model; did you mean deit_tiny"),
     ("diet_tiny_patch16_224", {}, "did you mean deit_tiny_patch16_224"),
     ("deit3_small_patch16_224.fb_in21k", {}, "Choose one of deit3_small_patch16_224.fb_in1k, .*fb_in22k_ft_in1k"),
-    ("hf-hub:someone/model", {}, "is no timm model"),
+    ("hf-hub:someone/model", {}, "is not a timm model"),
     ("resnet18", {}, "resnet18, a ResNet"),
     ("swin_tiny_patch4_window7_224", {}, "a SwinTransformer"),
     ("vit_relpos_small_patch16_224", {}, "a VisionTransformerRelPos"),
-    (TINY, {"embed_dims": 48}, "student.model_args: embed_dims is no argument of .*; did you mean embed_dim"),
+    (TINY, {"embed_dims": 48}, "student.model_args: embed_dims is not an argument of .*; did you mean embed_dim"),
     (TINY, {"features_only": True}, ": features_only is no"),
     (TINY, {"checkpoint_path": "x.pth"}, ": checkpoint_path is no"),
     (TINY, {"pretrained_cfg": {"file": "x.pth"}}, ": pretrained_cfg is no"),

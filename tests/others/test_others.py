@@ -59,9 +59,9 @@ def test_a_stored_run_cannot_name_code(monkeypatch, tmp_path):
         with pytest.raises(ValueError, match="trackers must be names of tensorboard"):
             from_dict(Run, stored | {"trackers": [value]})
     for name in ("extras_part:wide_vit", "wide_vit:", "os:system"):
-        with pytest.raises(ValueError, match="teacher.model=.* is no timm model"):
+        with pytest.raises(ValueError, match="teacher.model=.* is not a timm model"):
             check_model_name(name, role="teacher")
-    with pytest.raises(ValueError, match="student.model=.* is no timm model"):
+    with pytest.raises(ValueError, match="student.model=.* is not a timm model"):
         check_model_name("wide_vit", role="student")
     check_model_name("wide_vit", role="teacher")
     check_run(build_run("demo"))

@@ -87,7 +87,7 @@ def broken(path, value):
 
 
 @pytest.mark.parametrize("text, message", [
-    (broken("optim.momentum", 0.9), "optim.momentum is no setting of this version. Remove it, or use "),
+    (broken("optim.momentum", 0.9), "optim.momentum is not a setting of this version. Remove it, or use "),
     (broken("student.model", ...), "student.model is missing. Set it in the recipe or with --student.model."),
     (broken("optim.lr", "fast"), "optim.lr must be a number above 0, got 'fast'"),
     (broken("optim.lr", None), "optim.lr must be a number above 0, got None"),

@@ -173,7 +173,7 @@ def test_a_failed_tracker_gives_one_warning_and_does_not_affect_the_others(tmp_p
     workdir = tmp_path / "run"
     write_log(workdir, ["mlflow", "tensorboard"], *((step, {"total": 1.0}) for step in (1, 2, 3)))
     (told,) = [text for text in warnings_of(caplog) if "is disabled until" in text]
-    assert told.startswith("mlflow failed and is disabled until the next start")
+    assert told.startswith("mlflow failed and is disabled until the next launch")
     assert [line["step"] for line in metrics_of(workdir)] == [1, 2, 3]
     assert points_of(workdir) == {"total": [1, 2, 3]}
     assert not (workdir / "trackers.json").exists(), "so the next start creates one"

@@ -72,7 +72,7 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
     """Check that a run may use its folder and keeps its original settings; return those. Reads only.
 
     Args:
-        run: settings of this start. With `extend`, epochs and max_steps may differ.
+        run: settings of this launch. With `extend`, epochs and max_steps may differ.
         config: config.json of the run that saved the starting checkpoint; None for a new run.
 
     Raises:
@@ -105,7 +105,7 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
 
 
 def _length(run: Run) -> tuple[float, float]:
-    """Order runs by their length; max_steps=0 is no limit."""
+    """Order runs by their length; max_steps=0 means no limit."""
     return (run.max_steps or math.inf, run.epochs)
 
 

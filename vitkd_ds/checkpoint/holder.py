@@ -13,7 +13,7 @@ UNKNOWN = dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job",
 
 
 def is_former_self(holder: dict[str, Any], me: dict[str, Any]) -> bool:
-    """Return whether the holder is an earlier start of this Slurm job, which ended before the job was requeued."""
+    """Return whether the holder is an earlier launch of this Slurm job, from before the job was requeued."""
     starts = [each["restart"] for each in (holder, me) if each["job"] and each["job"] == me["job"]]
     return len(starts) == 2 and all(map(str.isdecimal, starts)) and int(starts[0]) < int(starts[1])
 
@@ -45,7 +45,7 @@ def describe_this_process() -> dict[str, Any]:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
             machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
     job = os.environ.get("SLURM_JOB_ID", "")
-    # slurm/job.sh asks Slurm for this start's restart count; SLURM_RESTART_COUNT may be inherited from another job.
+    # slurm/job.sh asks Slurm for this launch's restart count; SLURM_RESTART_COUNT may be inherited from another job.
     verified, _, restart = os.environ.get("VITKD_DS_START", "").partition(".")
     return {
         "token": uuid.uuid4().hex,

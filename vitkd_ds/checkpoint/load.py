@@ -103,7 +103,7 @@ def find(resume: str, workdir: Path) -> Start | None:
 
 
 def _has_begun_with(path: Path, workdir: Path) -> bool:
-    """Return whether config.json, written at the last start of the run, has this path as run.resume."""
+    """Return whether config.json, written at the last launch of the run, has this path as run.resume."""
     config = workdir / CONFIG
     if not config.exists():
         return False
@@ -161,7 +161,8 @@ def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, data: int
         state = TrainState(**start.manifest["train_state"])
     except TypeError as error:
         raise ValueError(
-            f"{start.path} was saved by another version: {error}. Resume with that version; config.json has its number."
+            f"{start.path} was saved by another version: {error}. Resume with the version of vitkd_ds that the "
+            "run's config.json names."
         ) from None
     engine.load(start.path)
     # Another run's best checkpoint is not in this run's folder.

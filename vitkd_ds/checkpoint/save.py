@@ -88,7 +88,7 @@ class Saver:
         """Reset `best` and `latest` to fit `start`, if that is a checkpoint in this folder. Collective.
 
         `best` becomes the best checkpoint up to `start`. `latest` becomes `start` if --resume names it, because the
-        next start uses `latest`.
+        next launch uses `latest`.
 
         Raises:
             OSError: a pointer cannot be written.
@@ -109,7 +109,7 @@ class Saver:
     def note(self, state: TrainState) -> None:
         """Add an evaluation's result to this step's checkpoint, and update `best`. Collective.
 
-        A failure only causes a warning, because the next start evaluates again.
+        A failure only causes a warning, because the next launch evaluates again.
         """
 
         def renew() -> None:

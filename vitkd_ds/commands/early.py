@@ -1,4 +1,4 @@
-"""Checks of paths and names that run before torch is imported, which takes seconds."""
+"""Checks of paths and names. They run before torch is imported, because that import takes seconds."""
 
 import os
 from collections.abc import Iterable

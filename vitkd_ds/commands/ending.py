@@ -12,7 +12,7 @@ from vitkd_ds.config.run_folder import CONFIG, DONE, STUDENT, read_json
 OF_DISTILLATION = ("recipe", "teacher", "losses")
 """Sections of settings that may differ between a distilled run and its control, the run without a teacher."""
 OF_FEATURES = ("knn_top1", "cka")
-"""Metrics reported for a student without classes."""
+"""Metrics reported for a student without a classifier."""
 
 
 def ending(run: str | Path) -> str:

@@ -84,7 +84,7 @@ def evaluate_exported(
 
 
 def _teachers_of(run: Run | None, teacher: str, checkpoint: str) -> dict[str, TeacherConfig]:
-    """Return the teacher given by the options, else the run's teachers. Raise ValueError for inconsistent options."""
+    """Return the teacher given by options, or else the run's teachers; raise ValueError if the options conflict."""
     if teacher:
         return {USUAL: _teacher_of(teacher, checkpoint)}
     if checkpoint:

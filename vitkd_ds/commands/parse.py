@@ -45,7 +45,7 @@ def command(
             if flags and not page.takes_run:
                 key = next(iter(flags))
                 help = nearest_option(key, page.options) if page.options else "there are none"
-                raise ValueError(f"--{key} is no option: {help}")
+                raise ValueError(f"--{key} is not an option: {help}")
             function(*given, **own, **({"flags": flags} if page.takes_run else {}))
 
         checked.__doc__ = function.__doc__

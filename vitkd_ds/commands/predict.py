@@ -168,7 +168,7 @@ def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool
         yield _csv_line([name, *cells]) if as_csv else _text(name, found)
         num_lines += 1
     if not num_lines:
-        raise ValueError(f"none of the images can be decoded, starting with {images[0]}")
+        raise ValueError(f"none of the images can be decoded; the first is {images[0]}")
 
 
 def _source_of(images: Sequence[str]) -> Source:

@@ -125,8 +125,8 @@ def _check_teachers(run: Run) -> None:
             raise ValueError(f"losses.{key} needs a teacher, and recipe {run.recipe} has none. Set {off}.")
         if teacher_of(term, run.teachers) not in run.teachers:
             raise ValueError(
-                f"losses.{key}.teacher={term.teacher} is no teacher of this run. Set --losses.{key}.teacher to one of "
-                f"{names}."
+                f"losses.{key}.teacher={term.teacher} is not a teacher of this run. Set --losses.{key}.teacher to one "
+                f"of {names}."
             )
     for name, teacher in run.teachers.items():
         if not NAME.fullmatch(name):
@@ -192,8 +192,8 @@ def _check_rate(run: Run) -> None:
         )
     if optim.warmup_epochs >= run.epochs and not run.debug:
         raise ValueError(
-            f"optim.warmup_epochs must be less than epochs, or the learning rate never decays, got "
-            f"{optim.warmup_epochs:g} of {run.epochs:g}. Lower --optim.warmup_epochs, or set it to 0 and pass "
+            f"optim.warmup_epochs ({optim.warmup_epochs:g}) must be less than epochs ({run.epochs:g}); otherwise the "
+            "learning rate never decays. Lower --optim.warmup_epochs, or set it to 0 and pass "
             "--optim.warmup_fraction=0.05."
         )
     if optim.min_lr > peak_lr(run) and not run.debug:

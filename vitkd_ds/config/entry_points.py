@@ -49,7 +49,7 @@ def find_terms(taken: Collection[str]) -> tuple[dict[str, type[Term]], list[str]
     """
     terms: dict[str, type[Term]] = {}
     problems = []
-    # Sorted by name: the order of parameters follows, and it must be equal on every node and at every start.
+    # Sorted by name: the order of parameters follows, and it must be equal on every node and at every launch.
     for point in installed("losses"):
         where = described(point)
         if point.name in (*taken, *terms) or not point.name.isidentifier() or iskeyword(point.name):
@@ -58,7 +58,7 @@ def find_terms(taken: Collection[str]) -> tuple[dict[str, type[Term]], list[str]
         try:
             term = point.load()
             if not (isinstance(term, type) and issubclass(term, Term)):
-                raise TypeError(f"{term!r} is no dataclass derived from vitkd_ds.config.term.Term")
+                raise TypeError(f"{term!r} is not a dataclass derived from vitkd_ds.config.term.Term")
             term()
         except Exception as error:  # foreign code may raise anything
             problems.append(

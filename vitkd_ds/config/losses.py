@@ -229,7 +229,8 @@ class Losses(Part, place="losses"):
     """Loss terms that make the total, each with a weight (0 is off) and a schedule."""
 
     balance: bool = field(default=False, kw_only=True)
-    """Learn one more factor per term from the magnitudes of the terms (cheap form of DTO-KD); the mean factor is 1."""
+    """Learn one more factor per term from the magnitudes of the terms, with a mean of 1 (DTO-KD without gradients per
+    term)."""
 
     @property
     def label_smoothing(self) -> float:

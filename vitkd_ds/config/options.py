@@ -17,7 +17,7 @@ from vitkd_ds.config.term import terms_of_a_teacher
 logger = logging.getLogger(__name__)
 
 WEIGHTS = {StudentConfig: ("init", ("", "hub")), TeacherConfig: ("checkpoint", ("", "hub", "demo", "random"))}
-"""Settings class -> the field that names its weights, and the values of that field that are no path."""
+"""Settings class -> the field that names its weights, and the values of that field that are not paths."""
 
 
 def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:

@@ -88,7 +88,7 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
         field = locate(type(run), path)[1]
         if field is None:
             valid = [setting.key for setting in settings_of(type(run), run)]
-            raise ValueError(f"--{key} is no option: {nearest_option(shortened(key), valid)}")
+            raise ValueError(f"--{key} is not an option: {nearest_option(shortened(key), valid)}")
         try:
             value = _plain(text, field.annotation)
         except (ValueError, RecursionError):

@@ -43,7 +43,7 @@ Number = Annotated[float, WrapValidator(_number)]
 
 
 class Checked(type):
-    """Metaclass that replaces pydantic's error by a ValueError with our wording."""
+    """Metaclass that replaces pydantic's error with a ValueError with our wording."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Create an instance from values of exactly the declared types."""
@@ -127,6 +127,6 @@ def explain(error: ValidationError, cls: Any) -> str:
         return f"{key} is missing. Set it in the recipe or with --{key}."
     if first["type"] == "unexpected_keyword_argument":
         (close,) = difflib.get_close_matches(names[-1], owner.__pydantic_fields__, n=1, cutoff=0)
-        return f"{key} is no setting of this version. Remove it, or use {close}, the most similar name."
+        return f"{key} is not a setting of this version. Remove it, or use {close}, the most similar name."
     must = what(field) if field else "a JSON object"
     return f"{key or 'a run'} must be {must}, got {repr(first['input'])[:80]}. Change it in the recipe or with --{key}."

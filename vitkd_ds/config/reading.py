@@ -1,6 +1,6 @@
 """Read files with retries, because network file systems fail for moments. Imports no torch.
 
-An unreadable file is not a damaged one: its content is unknown, so it must not be skipped, and a later start may
+An unreadable file is not a damaged one: its content is unknown, so it must not be skipped, and a later launch may
 succeed.
 """
 
@@ -56,7 +56,7 @@ def patiently(read: Callable[..., T]) -> Callable[..., T]:
 
 
 def raise_if_of_the_disk(error: BaseException, what: str) -> None:
-    """Raise Unreadable if `error`, raised while reading `what`, came from the disk; a later start may succeed."""
+    """Raise Unreadable if `error`, raised while reading `what`, came from the disk; a later launch may succeed."""
     if isinstance(error, OSError) and error.errno in OF_THE_DISK:
         raise Unreadable(f"{what} cannot be read: {error}. Check the disk, then rerun the same command.") from error
 

@@ -123,8 +123,8 @@ class DataConfig(Part, place="data"):
     without FFCV; it also reads the unpacked sources of `vitkd-ds pack`."""
     order: Literal["random", "quasi_random", "class_balanced"] = "random"
     """Order of the training images. random: shuffle the whole epoch. quasi_random: shuffle within windows of the file,
-    for files larger than the memory that caches them. class_balanced: random, with equally many images of each class;
-    images of rare classes repeat within an epoch with other crops, and some of frequent classes are left out."""
+    for files larger than the memory that caches them. class_balanced: random, with the same number of images of each
+    class; images of rare classes repeat within an epoch with other crops, and some of frequent classes are left out."""
     fraction: Annotated[Number, Interval(gt=0, le=1)] = 1.0
     """Fraction of the training images used per class, at least one image. The choice does not depend on the seed, and a
     smaller fraction is a subset of a larger one."""
@@ -134,7 +134,7 @@ class DataConfig(Part, place="data"):
     indices: str = ""
     """File with the indices (from 0, one per line) of the training images to use; "" is all images."""
     knn_train: str = ""
-    """Labelled neighbours for k-NN evaluation of a run without labels: a .beton, or "demo"; "" is no k-NN. Each
+    """Labelled neighbours for k-NN evaluation of a run without labels: a .beton, or "demo"; "" means no k-NN. Each
     evaluation runs a forward pass over them. Each rank needs memory for twice their fp32 features plus 1 KiB per
     image."""
     knn_val: str = ""
@@ -246,7 +246,7 @@ class Run(HasModels, Part, place=""):
     """Trackers that also receive the values of metrics.jsonl, separated by commas: tensorboard, wandb, mlflow, trackio;
     empty is none. Without a network or login, they write to the run folder. A resumed run continues its tracked run."""
     profile: Annotated[int, Ge(0)] = 0
-    """Number of updates traced by torch's profiler into RUN/profile, after the first eight of a start; 0 is off."""
+    """Number of updates traced by torch's profiler into RUN/profile, after the first eight of a launch; 0 is off."""
     debug: bool = False
     """Run a few steps of the same code on the images inside the package; summary.json notes it."""
 

@@ -15,7 +15,7 @@ from vitkd_ds.config.run import Run
 T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
-"""The run's settings, schedule and starts."""
+"""The run's settings, schedule and launches."""
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 DONE = "done"
@@ -98,7 +98,7 @@ def find_student(source: str | Path) -> Path:
     for file in student_files(folder):
         if not file.is_file():
             advice = hub_folder.advice_for(folder / CONFIG)
-            raise ValueError(f"{source} is no run, checkpoint or exported student: {file} does not exist{advice}")
+            raise ValueError(f"{source} is not a run, checkpoint or exported student: {file} does not exist{advice}")
     return folder
 
 

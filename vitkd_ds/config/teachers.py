@@ -44,7 +44,7 @@ def of_any(key: str) -> str:
 
 
 def by_name(value: Any) -> dict[str, Any]:
-    """Return per-teacher values by name; a value that is no dict belongs to the default teacher."""
+    """Return per-teacher values by name; a value that is not a dict belongs to the default teacher."""
     return value if isinstance(value, dict) else {USUAL: value}
 
 

@@ -81,7 +81,7 @@ class Term(Part, place="losses"):
     cost = None
     """The term's `MeasuredCost`, if it was measured."""
     lowered_by = {}
-    """Logged part of the term -> the setting that scales it, if that is not `weight`."""
+    """Logged value of the term -> the setting that scales it, if that is not `weight`."""
     is_watched = False
     """Whether evaluations without labels also compute the `metrics` of the term's `LossPart`."""
 

@@ -31,13 +31,13 @@ def handle_bad_images(
     Images that the disk failed to deliver are first read again, a few times.
 
     Args:
-        images: split of the samples.
-        on_bad: stop or skip. In training, skip substitutes the next image that decodes; in validation, it labels the
-            row as padding.
+        images: the images that `samples` index.
+        on_bad: stop or skip. In training, skip substitutes the next image that can be decoded; in validation, it labels
+            the row as padding.
 
     Raises:
-        ValueError: on_bad is stop, the image itself is not at fault, or no substitute decodes either. The message names
-            file, image, class and reason.
+        ValueError: on_bad is stop; or the file or the disk, and not the image, is at fault; or no substitute can be
+            decoded either. The message names file, image, class and reason.
         Unreadable: the disk failed each time.
     """
     _read_again(images, samples, images_BHWC, status_B)
@@ -87,7 +87,7 @@ def _class_of(images: Images, index: int) -> str:
 
 
 def _next_image(images: Images, sample: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return pixels and label of the next image in the file that decodes, cropped and flipped by its own draws."""
+    """Return pixels and label of the file's next decodable image, cropped and flipped by its own draws."""
     other = sample.copy()
     place = int(np.searchsorted(images.chosen, sample["index"][0]))
     for step in range(1, MAX_REPLACEMENTS + 1):

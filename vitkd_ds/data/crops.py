@@ -32,7 +32,10 @@ FLIP_DRAW, FILTER_DRAW, FIRST_BOX_DRAW, DRAWS_PER_TRY = CROP_DRAWS, CROP_DRAWS +
 
 
 def _central_boxes(heights_N: np.ndarray, widths_N: np.ndarray, ratio: tuple[float, float]) -> tuple[np.ndarray, ...]:
-    """Return the largest central boxes with width / height in `ratio`, torchvision's fallback when all tries fail."""
+    """Return the largest central boxes with width / height within the bounds `ratio`.
+
+    Like torchvision, fall back to them if all random boxes of an image are too large.
+    """
     ratio_N = widths_N / heights_N
     box_heights_N = np.where(ratio_N < ratio[0], np.rint(widths_N / ratio[0]), heights_N)
     box_widths_N = np.where(ratio_N > ratio[1], np.rint(heights_N * ratio[1]), widths_N)

@@ -169,7 +169,7 @@ class Loader:
     def state_dict(self) -> dict[str, int | str]:
         """Return the position of `iter(loader)`: the epoch, its completed images over all ranks, and the order's key.
 
-        Ranks that have consumed equally many micro-batches have equal states.
+        Ranks that have consumed the same number of micro-batches have equal states.
         """
         return self._state | self._identity()
 

@@ -17,7 +17,7 @@ def build_normalizer(statistics: Statistics, device: torch.device) -> Callable[[
     Device and memory format stay the same.
 
     Raises:
-        ValueError: `statistics` is not a pair of 3 numbers each with positive std.
+        ValueError: `statistics` is not a pair (mean, std) of 3 numbers each, or a std is not positive.
     """
     try:
         mean_and_std = np.asarray(statistics, np.float64)

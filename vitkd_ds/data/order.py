@@ -53,7 +53,7 @@ def class_balanced_order(
     """Shuffle an epoch of the usual length in which class counts differ by at most one; see `random_order`.
 
     A class shows all its images before it repeats one; the copy has another `repeat`, so its crop and augmentation
-    differ. With `repeats` above 1, that many copies follow each other.
+    differ. With `repeats` above 1, that many copies are adjacent.
     """
     num_rows = steps_per_epoch(len(labels_N), global_batch_size=global_batch_size) * global_batch_size
     rng = keyed_rng(seed, epoch, ORDER_STREAM)
@@ -83,16 +83,18 @@ def quasi_random_order(
 ) -> np.ndarray:
     """Shuffle the pages of a file larger than memory, and the images within windows of pages.
 
-    The shuffled pages are split equally into lanes. Every global batch takes equally many images from each lane,
-    shuffled within a window of `WINDOW_BYTES` / lanes. The order is the same for any number of ranks. A rank reads only
-    its own lanes' pages, one window after another, if its micro-batches cover whole lanes; this works best if
-    `MAX_LANES` divides the global batch.
+    The shuffled pages are split equally into lanes. Each lane is read window by window, and images are shuffled within
+    a window; the windows of all lanes together have `WINDOW_BYTES`. Every global batch takes the same number of images
+    from each lane. The order is the same for any number of ranks.
+
+    The images of a global batch are sorted by lane. If no lane is divided between micro-batches, each rank reads only
+    the pages of its own lanes. There are most lanes if `MAX_LANES` divides the global batch.
 
     Args:
         offsets_N: byte offset of each image in the file.
 
     Returns:
-        See `random_order`; here, the copies of an image follow each other.
+        See `random_order`; but here, the repeated copies of an image are adjacent.
     """
     num_images = len(offsets_N)
     num_steps = steps_per_epoch(num_images, global_batch_size=global_batch_size)
@@ -145,14 +147,15 @@ def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_s
     check_rank(rank, world_size)
     if len(samples) % (world_size * micro_batch_size):
         raise ValueError(
-            f"the {len(samples)} remaining images of the epoch must be a multiple of micro-batch size x ranks, got "
-            f"{micro_batch_size} x {world_size}. Resume at the end of a global batch, or with other sizes."
+            f"the epoch has {len(samples)} images left, which is not a multiple of micro-batch size x ranks "
+            f"({micro_batch_size} x {world_size}). Resume from a state at the end of a global batch, or change the "
+            "micro-batch size or the number of ranks."
         )
     return samples.reshape(-1, world_size, micro_batch_size)[:, rank].reshape(-1)
 
 
 def val_share(num_images: int, *, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return one rank's shard of the validation images: each image on exactly one rank, equally many rows on each.
+    """Return one rank's shard of the validation images: each image on one rank, equal row counts.
 
     Returns:
         indices, int64 [ceil(num_images / world_size)], and is_real, bool of the same length. False marks padding, which

@@ -50,17 +50,18 @@ class FlatModule(nn.Module):
 
     Args:
         module: module on the CPU, in fp32.
-        groups: its parameters to flatten.
-        max_numel: most elements of a flat parameter, unless a single weight has more. Pass ZeRO's bucket size: ZeRO
-            reduces a longer parameter outside the bucket, after its whole gradient is complete. A group with a
-            `cost` has one flat parameter per rank instead, all of equal length.
+        groups: the module's parameters to flatten.
+        max_numel: maximum length of a flat parameter; only a single larger weight may exceed it. Pass ZeRO's bucket
+            size: ZeRO reduces a longer parameter outside the bucket, after its whole gradient is complete. It does not
+            apply to a group with a `cost`, which has one flat parameter per rank, all of equal length.
 
     Attributes:
-        shapes: one dict per flat parameter, from name to shape of its weights, in order. In the state dict, the flat
-            parameters are flat0, flat1, ...; the order follows `groups`.
-        places: one dict per group, from name to place of its weights, in order.
-        parameter_groups: torch's parameter groups, with flat parameters. If a group has a `cost`, `shapes` lists the
-            matrices in this rank's partition, which are consecutive from its start.
+        shapes: for each flat parameter, the names and shapes of its weights in storage order. In the state dict, the
+            flat parameters are flat0, flat1, ...; the order follows `groups`.
+        places: for each group, the names and `Place`s of its weights in storage order.
+        parameter_groups: torch's parameter groups, with flat parameters. A group with a `cost` also has the key
+            "shapes": the shapes of the matrices in this rank's partition. They are stored there one after another,
+            without gaps, from the first element.
     """
 
     def __init__(self, module: nn.Module, groups: Sequence[Group], *, max_numel: int) -> None:

@@ -178,7 +178,7 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce on first use. That takes a minute, and a killed build
-        # leaves a lock that blocks all later starts forever. gloo computes the same sums.
+        # leaves a lock that blocks all later launches forever. gloo computes the same sums.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_cpus())

@@ -170,7 +170,10 @@ def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: 
         for row, state in zip(rows, saved):
             row |= state[BASE_OPTIMIZER_STATE]["state"].get(i, {})
         if any(row.keys() != rows[0].keys() for row in rows):
-            raise ValueError(f"{checkpoint} is damaged: the ranks' files have different optimizer states")
+            raise ValueError(
+                f"{checkpoint} is damaged: the ranks' files do not contain the same kinds of optimizer state. Pass "
+                "another checkpoint."
+            )
         partitions.append({key: _cut([row[key] for row in rows], mappings, places, size) for key in rows[0]})
     trained = {name for group in asked for name in group}
     return Partition(partitions, {name: value for name, value in model["module"].items() if name not in trained})

@@ -33,7 +33,8 @@ from vitkd_ds.models.stream import WeightStream
 class FeatureModule(nn.Module):
     """Module with `tap_features` as its forward, because DeepSpeed's hooks run only around a module's forward.
 
-    If `kept_BL` is given, only these patches are computed. The model's `patch_drop` must then be a `KeptTokens`.
+    If `kept_BL` is given, only the patches that it lists are computed. The model's `patch_drop` must then be a
+    `KeptTokens`.
     """
 
     def __init__(self, model: nn.Module, needs: Needs) -> None:

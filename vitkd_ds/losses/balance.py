@@ -12,15 +12,16 @@ LEARNING_RATE, WEIGHT_DECAY = 0.025, 0.01
 
 
 class Balance(nn.Module):
-    """Learned factors T p_i for T loss terms, where p = softmax(w).
+    """Learned factors for T loss terms: term i gets T * p_i, where p = softmax(w).
 
-    Gradient descent on 1/2 (sum_i p_i log L_i)^2 updates w. Its only inputs are the terms' values L_i.
+    w is updated by gradient descent on 1/2 (sum_i p_i log L_i)^2. The update needs the value L_i of each term, but not
+    its gradient.
 
     Args:
         num_terms: T; all factors start at 1.
         gather: collective over ranks that keeps the factors equal on all of them; see `LossPart`.
 
-    **Source**: DTO-KD (ICLR 2026), the cheap form: learning rate 0.025, decay 0.01.
+    **Source**: DTO-KD (ICLR 2026), the form without gradients per term: learning rate 0.025, weight decay 0.01.
 
     **Differs**: plain gradient descent, one step per micro-batch even under gradient accumulation; factors are
     multiplied by T, so that a term's weight has the same scale with and without balancing.

@@ -33,7 +33,7 @@ class Spectral(LossPart):
 def spectral_loss(student_BPD: Tensor, teacher_BPD: Tensor, *, grid: tuple[int, int]) -> Tensor:
     """Compute the mean squared difference between the real 2-D Fourier transforms of two token maps.
 
-    The mean is over real and imaginary parts, frequencies, channels and images.
+    The mean is taken over real and imaginary parts, frequencies, channels and images.
 
     Args:
         student_BPD: student patch tokens [B, P, Ds] after a block; they receive gradients.

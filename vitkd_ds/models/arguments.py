@@ -48,7 +48,7 @@ def check_model_args(model_args: Mapping[str, Any], cls: type[nn.Module], *, rol
             )
         if name not in known:
             raise ValueError(
-                f"{role}.model_args: {name} is no argument of timm's {cls.__name__}; {nearest(name, known)}"
+                f"{role}.model_args: {name} is not an argument of timm's {cls.__name__}; {nearest(name, known)}"
             )
 
 

@@ -62,7 +62,7 @@ def fit_state(
         key: option that errors name, such as student.init.
         allow_other_grid: interpolate a position embedding of another square patch grid.
         needs_classifier: raise an error if the classifier does not fit. If False, it is dropped with a log line: a
-            student keeps its random classifier, and a teacher becomes a model without classes.
+            student keeps its random classifier, and a teacher becomes a model without a classifier.
         has_other_classes: the file's classifier is for other classes, even if its shape fits.
 
     Returns:

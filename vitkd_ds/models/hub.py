@@ -37,7 +37,7 @@ def check_model_name(name: str, *, role: str) -> None:
         _register_teacher(architecture)
     if not timm.is_model(architecture):
         near = nearest(architecture, timm.list_models())
-        raise ValueError(f"{role}.model={name} is no timm model; {near}")
+        raise ValueError(f"{role}.model={name} is not a timm model; {near}")
 
 
 def _register_teacher(name: str) -> None:

@@ -120,7 +120,7 @@ def files_of_index(path: Path) -> dict[str, Path]:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no index of safetensors files (JSON with a weight_map of names and files): "
+            f"{path} is not an index of safetensors files (JSON with a weight_map of names and files): "
             f"{type(error).__name__}: {error}. Download it again."
         ) from error
 

@@ -58,7 +58,12 @@ class Health:
             )
 
     def observe_terms(self, step: int, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
-        """Check the unweighted loss terms of a log line against its total, given each term's weight."""
+        """Warn if one loss term dominates the total.
+
+        Args:
+            values: a log line: each term before weighting, and the total.
+            weights: weight of each term.
+        """
         parts = parts_of_total(values, weights)
         for key, part in parts.items() if len(parts) > 1 else ():
             total = values["total"]

@@ -1,6 +1,6 @@
 """Identity of a run: settings that affect the result, and fingerprints of its inputs.
 
-Each checkpoint's manifest stores it, so that a later start can check that it continues the same run. Paths and
+Each checkpoint's manifest stores it, so that a later launch can check that it continues the same run. Paths and
 modification times are not part of it, because files may be moved and touched.
 """
 
@@ -50,7 +50,7 @@ def identity_of(parts: Parts) -> dict[str, Any]:
 
 
 def weights_of(run: Run) -> dict[str, str]:
-    """Return a hash of each weights file that a run uses, by setting."""
+    """Map each setting that names a file of weights to the hash of that file."""
     student = run.student
     files = {"student.init": hub_file(student.model) if student.init == "hub" else Path(student.init)}
     for name, teacher in run.teachers.items():
@@ -81,7 +81,7 @@ def check_identity(start: Start | None, identity: dict[str, Any], *, free: tuple
             raise ValueError(f"{start.config} is missing, so the settings of {start.path} are unknown. Restore it.")
         content = identity["inputs"]["data.train"][1]
         before = {"settings": {}, "inputs": {"data.train": [start.manifest["train_state"]["data"], content]}}
-    # Settings that only this start has were added later; their defaults match the earlier version's behaviour.
+    # Settings that only this launch has were added later; their defaults match the earlier version's behaviour.
     settings = identity["settings"]
     changed = [key for key, value in before["settings"].items() if settings.get(key) != value and key not in free]
     changed += [key for key, now in identity["inputs"].items() if before["inputs"].get(key, now) != now]

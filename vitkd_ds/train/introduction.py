@@ -90,7 +90,7 @@ def describe_run(parts: Parts, resumed_step: int, *, models: dict[str, Any], wor
 
 
 def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], list[dict[str, Any]]]:
-    """Return the steps at which the run was extended, including this start, and its earlier starts."""
+    """Return the steps at which the run was extended, including this launch, and its earlier launches."""
     config = Path(run.workdir) / CONFIG
     if not resumed_step:
         return [], []

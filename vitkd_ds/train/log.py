@@ -117,7 +117,7 @@ class _Appended:
 
 
 class _Board(_Appended):
-    """TensorBoard event file of this start. SummaryWriter is not used: its thread dies at the first failed write."""
+    """TensorBoard event file of this launch. SummaryWriter is not used: its thread dies at the first failed write."""
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
         folder.mkdir(exist_ok=True)

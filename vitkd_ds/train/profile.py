@@ -24,10 +24,10 @@ ROWS = 30
 
 
 def profiled(num_steps: int, workdir: Path) -> AbstractContextManager[Any]:
-    """Return a context that yields a profiler, or None if `num_steps` is 0 or on other ranks than 0.
+    """Return a context manager that yields a profiler on rank 0, or None if `num_steps` is 0. Other ranks get None.
 
-    Call the profiler's `step` after each update. After WAIT + WARMUP + num_steps updates of this start, rank 0 writes
-    trace.json.gz (for chrome://tracing or https://ui.perfetto.dev) and table.txt to RUN/profile.
+    Call the profiler's `step` after each update. After the first WAIT + WARMUP + num_steps updates of this launch,
+    rank 0 writes trace.json.gz (for chrome://tracing or https://ui.perfetto.dev) and table.txt to RUN/profile.
     """
     if not num_steps or ranks.rank():
         return nullcontext()

@@ -1,6 +1,6 @@
 """Evaluate the student during and after training; write the summary and export the weights.
 
-A signal aborts an evaluation. The step's checkpoint is already saved, so the next start repeats only the evaluation.
+A signal aborts an evaluation. The step's checkpoint is already saved, so the next launch repeats only the evaluation.
 """
 
 import math

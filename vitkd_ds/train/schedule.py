@@ -115,7 +115,7 @@ def lr_at(step: int, schedule: Schedule, run: Run) -> float:
 
 
 def loss_weights_at(step: int, run: Run, total_steps: int) -> dict[str, float]:
-    """Return each active loss term's weight at update `step` (from 0): constant, or decaying to 0 at the last one."""
+    """Return each active term's weight at update `step` (from 0): constant, or decaying to 0 at the last update."""
     progress = step / max(1, total_steps - 1)
     factors = {"constant": 1.0, "linear": 1 - progress, "cosine": _cosine(progress)}
     return {name: term.weight * factors[term.schedule] for name, term in run.losses.active().items()}

@@ -1,4 +1,4 @@
-"""95 % intervals for accuracies and means over seeds, and the paired t-test. No torch."""
+"""95 % confidence intervals of an accuracy and of a mean of several seeds, and the paired t-test. No torch."""
 
 import math
 import statistics
@@ -71,5 +71,5 @@ def paired_p(differences: Sequence[float]) -> float | None:
 
 
 def _are_equal(values: Sequence[float]) -> bool:
-    """Return whether values differ only by rounding, as when every seed classifies equally many images correctly."""
+    """Return whether values differ only by rounding, as when all seeds get the same number of images right."""
     return max(values) - min(values) <= ROUNDING

@@ -1,7 +1,7 @@
 """Metrics trackers for rank 0: Weights & Biases, MLflow and trackio, each an optional extra.
 
 Each is a `Tracker`, like TensorBoard's writer in `vitkd_ds.train.log`. A tracker that raises an error or answers too
-late is disabled until the next start, with one warning; the run continues.
+late is disabled until the next launch, with one warning; the run continues.
 """
 
 import io
@@ -54,7 +54,7 @@ class Tracker(Protocol):
 
 
 def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """Open the named trackers of this module and of entry points; ignore other names.
+    """Open the trackers in `names` that this module or an entry point defines; ignore unknown names.
 
     Args:
         settings: nested dicts, as in config.json.
@@ -95,7 +95,7 @@ class _Forgiving:
         except Exception as error:  # these packages raise many error types
             self._tracker = None
             logger.warning(
-                "%s failed and is disabled until the next start; metrics.jsonl still has every value: %s: %s",
+                "%s failed and is disabled until the next launch; metrics.jsonl still has every value: %s: %s",
                 self._name,
                 type(error).__name__,
                 without_secrets(str(error)),
@@ -109,7 +109,7 @@ def without_secrets(text: str) -> str:
 
 
 class _Wandb:
-    """Weights & Biases. Offline, each start writes its own folder in RUN/wandb, all with the same run id."""
+    """Weights & Biases. Offline, each launch writes its own folder in RUN/wandb, all with the same run id."""
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -250,7 +250,7 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
 
 
 def _id_of(workdir: Path, name: str, begin: Callable[[], str]) -> str:
-    """Return this run's id in a tracker: from an earlier start, or else created by `begin`."""
+    """Return this run's id in a tracker: from an earlier launch, or else created by `begin`."""
     ids = {}
     with suppress(OSError, ValueError, TypeError):  # lost or damaged: create a new id
         ids |= load_json(workdir / IDS)

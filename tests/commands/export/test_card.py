@@ -39,7 +39,7 @@ def test_a_card_has_the_exported_steps_results_with_the_number_of_images(whole_r
         ("agreement with the teacher, %", "val_agreement"),
     ):
         found, low, high = re.search(
-            rf"^\| {re.escape(name)} \| (\S+) \(95 % interval over images (\S+) to (\S+)\) \|$", text, re.M
+            rf"^\| {re.escape(name)} \| (\S+) \(95 % interval from the images: (\S+) to (\S+)\) \|$", text, re.M
         ).groups()
         assert float(found) == pytest.approx(line[key], abs=0.006)
         expected = wilson_interval(64, round(line[key] * 64 / 100))

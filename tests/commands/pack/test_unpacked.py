@@ -67,9 +67,9 @@ def test_a_folders_classes_come_from_its_packed_file_even_if_a_list_set_them(pho
     [
         (
             {"student.model": "deit_tiny_patch16_244"},
-            "student.model=deit_tiny_patch16_244 is no timm model",
+            "student.model=deit_tiny_patch16_244 is not a timm model",
         ),
-        ({"teacher.model": "regnet", "losses.nkd.weight": "1"}, "teacher.model=regnet is no timm model"),
+        ({"teacher.model": "regnet", "losses.nkd.weight": "1"}, "teacher.model=regnet is not a timm model"),
         ({"ds_config": "ds_configs/none.json"}, "ds_configs/none.json"),
         ({"workdir": "used"}, "seed: 1 there, 0 now; .*. Pass another --workdir"),
         (

@@ -166,7 +166,7 @@ def test_fields_of_the_run_can_be_set(capsys):
         ({"hardware": "zzzz"}, r"^--hardware zzzz is unknown: valid names are a100, cpu, h100, h200, rtx4090$"),
         ({"nodes": "0"}, "--nodes and --gpus .per node. must be positive"),
         ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, got 1024 and 24"),
-        ({"node": "3"}, "--node is no option"),
+        ({"node": "3"}, "--node is not an option"),
         ({"gpus": "many"}, "--gpus must be a whole number"),
         ({"recipe": None}, "plan needs --recipe"),
         ({"ds_config": "fp32.json"}, "only bf16 students, but .*fp32.json sets fp32. Remove"),

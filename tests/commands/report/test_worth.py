@@ -85,7 +85,7 @@ def test_the_first_tile_shows_the_difference_between_the_runs(runs):
     number, words = first_tile(runs / "taught", runs / "plain")
     assert number == f"{top1[0] - top1[1]:+.2f} points"
     assert words.startswith("gain from the teacher: top-1 compared with plain, 95 % interval [")
-    assert words.endswith("over the images, seed 0. The runs also differ in extended_at_steps, optim.lr")
+    assert words.endswith("from the images, seed 0. The runs also differ in extended_at_steps, optim.lr")
     assert first_tile(runs / "taught")[0] == "unknown"
 
 

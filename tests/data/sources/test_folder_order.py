@@ -66,7 +66,7 @@ def test_a_folder_of_splits_is_rejected_with_the_command_that_packs_one_of_them(
         tmp_path / "photos", "train/ant/x.jpg", "train/bee/y.jpg", "train/.x.jpg", "train/README.txt", "val/ant/z.jpg"
     )
     train = src / "train"
-    found = rf"'{train}' is no class: it holds no images of its own, only folders \(ant, bee\). If those are the "
+    found = rf"'{train}' is not a class: it directly contains no images, only folders \(ant, bee\). If those are the "
     with pytest.raises(ValueError, match=f"{found}.*: vitkd-ds pack {train} {train}.beton. Otherwise .* --classes"):
         open_source(src)
     (tmp_path / "names.txt").write_text("train\nval\n")
@@ -77,7 +77,7 @@ def test_a_folder_of_splits_is_rejected_with_the_command_that_packs_one_of_them(
     tree(src, "train/x.jpg", "val/x.jpg")  # images next to folders: a class with subfolders
     assert open_source(src).classes == ("more", "train", "val")
     years = tree(tmp_path / "years", "2024/ant/x.jpg", "2025/ant/y.jpg")
-    with pytest.raises(ValueError, match="'.*2024' is no class: it holds no images of its own, only folders"):
+    with pytest.raises(ValueError, match="'.*2024' is not a class: it directly contains no images, only folders"):
         open_source(years)
 
 

@@ -127,7 +127,7 @@ def test_non_image_files_in_and_among_imagenets_tars_are_counted(tmp_path, caplo
     (tmp_path / "labels").write_text(TEXT)
     assert len(open_source(val, labels=str(tmp_path / "labels")).labels) == 1
     assert [record.getMessage() for record in caplog.records] == [
-        f"skipping 1 files that are no class tars; the first is '{root / WNIDS[1]}.tar.part'",
+        f"skipping 1 files other than class tars; the first is '{root / WNIDS[1]}.tar.part'",
         f"skipping 2 hidden files and files without an image's ending; the first is 'in/{wnid}.tar/b.gif'",
         "skipping 1 hidden files and files without an image's ending; the first is 'val.tar/ILSVRC2012_val_2.gif'",
     ]

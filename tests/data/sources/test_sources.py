@@ -187,7 +187,7 @@ def test_an_unrecognised_source_is_rejected_with_the_list_of_kinds_or_a_hint(tmp
     (folder / "0.tar").unlink()
     refused(folder, split="train", match="--split does not apply to .* .ImageFolder")
     (folder / "n09").mkdir()
-    refused(folder, match="class folder .*n09.* has no images .* or pass --classes a file")
+    refused(folder, match="class folder .*n09.* has no images .* or pass --classes FILE")
     tree(tmp_path / "hollow", "x.JPEG")
     refused(tmp_path / "hollow", match="without a class .*: pack them without labels .* --labels none.*tar itself")
 

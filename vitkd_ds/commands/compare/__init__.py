@@ -1,4 +1,4 @@
-"""Compare runs: a table with a row per run folder, and differences between settings over common seeds.
+"""Compare runs: a table with a row per run folder, and mean differences between groups with common seeds.
 
 Run folders are read without torch, so an invalid folder is reported at once. Only inference speed is measured.
 """

@@ -63,7 +63,7 @@ class Result:
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """95 % confidence interval of top-1 over the validation images, in percent."""
+        """95 % confidence interval of top-1, from the number of validation images, in percent."""
         return wilson_interval(self.num_images, round(self.top1 * self.num_images / 100))
 
     @property

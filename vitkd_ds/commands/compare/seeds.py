@@ -9,7 +9,7 @@ from vitkd_ds.train.statistics import t_interval, t_interval_of_differences
 
 MOST_KEYS = 6
 MOST_SEEDS = 12
-"""Most settings and seeds named in a line."""
+"""Maximum numbers of settings and seeds named in a line."""
 LONGEST_VALUE = 20
 """Longest value of a setting shown in a line, in characters."""
 WIDEST = 120

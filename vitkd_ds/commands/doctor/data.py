@@ -22,7 +22,7 @@ MOST_S = 10.0
 def check_images(patient: Patient, split: str) -> Iterator[Row]:
     """Open a split as training does, and read a sample of it on all ranks at once. Collective.
 
-    If train could be opened, the classes of val must be among its classes.
+    If the training split could be opened, it must have all classes of the validation split.
     """
     needed(patient.split, "the settings")
     name = f"data.{split}"

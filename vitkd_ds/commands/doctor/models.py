@@ -54,7 +54,7 @@ def check_settings(patient: Patient) -> Iterator[Row]:
 
 
 def check_models(patient: Patient) -> Iterator[Row]:
-    """Build all models, with their weights if available locally, and match their features. Collective."""
+    """Build all models, with weights that are available locally, and the losses between them. Collective."""
     run = patient.run
     torch.manual_seed(run.seed)  # the same student on every rank
     loaded = {role: load_model(role, run) for role in run.models}

@@ -16,7 +16,7 @@ from vitkd_ds.train.schedule import BatchSplit
 
 BAD = ("error", "warning")
 MAX_NAMED = 4
-"""Most nodes named in a row."""
+"""Maximum number of nodes named in a row."""
 WIDTH = 120
 INDENT = 37
 """Characters per line without a terminal, and characters of its first columns: level, name, seconds."""

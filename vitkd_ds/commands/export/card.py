@@ -20,7 +20,7 @@ from vitkd_ds.config.run_folder import CONFIG
 from vitkd_ds.train.statistics import wilson_interval
 
 MOST_CLASSES = 50
-"""Most class names on a card; config.json has all."""
+"""Maximum number of class names on a card; config.json has all."""
 
 
 def model_card(exported: Exported, *, name: str, source: str) -> str:
@@ -79,7 +79,7 @@ def _value(metric: Metric, value: float, num_images: int) -> str:
     if not metric.has_interval:
         return f"{value:.4f}"
     low, high = wilson_interval(num_images, round(value * num_images / 100))
-    return f"{value:.2f} (95 % interval over images {low:.2f} to {high:.2f})"
+    return f"{value:.2f} (95 % interval from the images: {low:.2f} to {high:.2f})"
 
 
 def _training(exported: Exported, versions: dict[str, str]) -> list[tuple[str, Any]]:

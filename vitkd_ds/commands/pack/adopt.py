@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_NAMED = 10
-"""Most damaged images named by `check`."""
+"""Maximum number of damaged images named by `check`."""
 
 
 def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:

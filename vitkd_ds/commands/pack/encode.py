@@ -16,7 +16,7 @@ WRITE_MODES = ("jpg", "raw", "proportion")
 MAX_SIDE = 65500
 """Longest side in pixels: libjpeg's limit, within FFCV's 16 bits."""
 MAX_STORED_BYTES = 2**31
-"""Most bytes per image: an image must fit into one FFCV page. Page sizes are powers of two in 32 bits."""
+"""Maximum number of bytes per image: an image must fit into one FFCV page. Page sizes are powers of two in 32 bits."""
 MAX_ORIGINAL_BYTES = PAGE_BYTES
 """Larger originals are re-encoded, because one large image makes all pages large."""
 ENCODED, ORIGINAL, NO_JPEG, TOO_LARGE, SCALED, REFUSED = range(6)

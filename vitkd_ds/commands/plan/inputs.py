@@ -202,7 +202,7 @@ def _gathered_modules(teacher: nn.Module) -> list[nn.Module]:
 
 
 def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: str) -> int:
-    """Return the most parameters of a partitioned teacher on one GPU at a time, given its DeepSpeed file.
+    """Return the maximum number of a partitioned teacher's parameters on a GPU, given its DeepSpeed file.
 
     The host may run ahead of the GPU by as many blocks as `Pace` allows, or by a whole teacher without blocks. In
     addition, DeepSpeed prefetches one bucket for each module that it enters, up to its limit on live parameters plus

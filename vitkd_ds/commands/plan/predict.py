@@ -51,9 +51,9 @@ class Inputs:
     gathers: int
     """Collectives per forward of a sharded teacher: one per block and one for the other weights."""
     gathered_params: int
-    """Most parameters of a sharded teacher on a GPU at a time: in use or prefetched."""
+    """Maximum number of parameters of a sharded teacher on a GPU: in use or prefetched."""
     offloaded_params: int
-    """Most parameters of an offloaded teacher on a GPU at a time."""
+    """Maximum number of parameters of an offloaded teacher on a GPU."""
     activation_bytes: float
     """Bytes that student and losses keep for backward, per image."""
     image_bytes: float

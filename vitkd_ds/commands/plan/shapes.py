@@ -27,7 +27,7 @@ MORE_BYTES_PER_VALUE = 2
 def step_flops(
     student: nn.Module, teachers: Sequence[tuple[nn.Module, int]], loss: nn.Module | None, *, image_size: int
 ) -> int:
-    """Return the operations of a training step per image.
+    """Return the number of operations of a training step per image.
 
     Backward counts as two forwards. Teachers run only forward. Recomputation by activation checkpointing is excluded.
     """

@@ -1,7 +1,7 @@
 """HTML report on runs, finished or still training: one file without external resources.
 
-A report trains and evaluates nothing. It reads the predictions for each image that the run's newest evaluation stored,
-so it takes seconds, works during training, and agrees with metrics.jsonl.
+A report trains and evaluates nothing. It reads the predictions that the newest evaluation of each run has stored, so it
+takes seconds, works during training, and agrees with metrics.jsonl.
 """
 
 from pathlib import Path

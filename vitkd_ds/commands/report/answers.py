@@ -8,7 +8,7 @@ import numpy as np
 from vitkd_ds.config.run_folder import PREDICTIONS, read_json
 
 MOST_CLASSES = 25
-"""Most rows of a confusion matrix; with more classes it shows the most confused ones."""
+"""Maximum number of rows of a confusion matrix; with more classes, it shows the most confused ones."""
 OUTCOMES = {
     "teacher": "only the teacher is right",
     "student": "only the student is right",
@@ -19,7 +19,7 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions of an evaluation: int64 arrays with one element per image, and probabilities in 0..1."""
+    """Predictions of an evaluation, one element per image: int64 class indices, and probabilities from 0 to 1."""
 
     step: int
     classes: list[str]

@@ -9,7 +9,7 @@ from vitkd_ds.commands.report.answers import Answers
 from vitkd_ds.train.statistics import paired_interval, wilson_interval
 
 MOST_BARS = 8
-"""Most classes in each list: largest gains and largest losses."""
+"""Maximum number of classes in each list: largest gains and largest losses."""
 
 
 def per_class(own: Answers, other: Result | None, other_answers: Answers | None) -> dict[str, Any]:

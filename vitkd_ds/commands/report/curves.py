@@ -14,7 +14,7 @@ from vitkd_ds.train.health import MOST_OF_TOTAL, parts_of_total
 from vitkd_ds.train.schedule import loss_weights_at
 
 MOST_POINTS = 1000
-"""Most points of a curve. A longer curve keeps the lowest and highest logged point of each interval."""
+"""Maximum number of points of a curve. A longer curve keeps the lowest and highest logged point of each interval."""
 MOST_MEANS = 100
 """Number of intervals of a long curve; their means are drawn over its points."""
 CHARTS = {PREFIX + name: (metric.chart, metric.unit) for name, metric in VAL_METRICS.items() if metric.chart}
@@ -105,7 +105,7 @@ def _drawn(number: int, name: str, points: Sequence[tuple[int, float]], *, dash:
 
 
 def means_of(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """Return mean step and mean value of each of MOST_MEANS intervals with equally many points."""
+    """Divide the points evenly into MOST_MEANS intervals, and return the mean step and mean value of each."""
     ends = [i * len(points) // MOST_MEANS for i in range(MOST_MEANS + 1)]
     stretches = (points[first:end] for first, end in zip(ends, ends[1:]))
     return [tuple(float(f"{fmean(each):.6g}") for each in zip(*stretch)) for stretch in stretches]
@@ -158,7 +158,7 @@ def marks_of(result: Result) -> list[dict[str, Any]]:
     # If an earlier version started the run without recording it, the first recorded start is a restart.
     starts = [start for start in starts if isinstance(start.get("step"), int)]
     steps = [(start["step"], start.get("time", "")) for number, start in enumerate(starts) if number or start["step"]]
-    if not starts and result.config.get("resumed_step"):  # from a version that recorded only the last start
+    if not starts and result.config.get("resumed_step"):  # from a version that recorded only the last launch
         steps = [(result.config["resumed_step"], "")]
     marks = [
         {"step": step, "kind": "restart", "text": f"resumed at step {step} {time}".strip()} for step, time in steps

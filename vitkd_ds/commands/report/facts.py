@@ -77,7 +77,7 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
 
 
 def _with_knn(tiles: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the tiles of a student without classes, with k-NN first or a hint how to measure it."""
+    """Return the tiles of a student without a classifier, with k-NN first or a hint how to measure it."""
     knn = [tile for tile in tiles if tile[1].startswith(VAL_METRICS["knn_top1"].tile)]
     rest = [tile for tile in tiles if tile not in knn]
     how = "k-NN top-1: train with --data.knn_train and --data.knn_val, or run vitkd-ds eval RUN --knn"

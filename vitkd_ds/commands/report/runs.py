@@ -1,4 +1,4 @@
-"""Table of runs, and table of groups over seeds with means and differences."""
+"""Table of runs, and table of groups of seeds with their means and differences."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from vitkd_ds.commands.sweep.table import Row, rows_of
 MEASURED = 2
 """Number of last columns of `compare` that need a speed measurement; left out here."""
 MOST_NAMED = 3
-"""Most runs named per group."""
+"""Maximum number of runs named per group."""
 GROUP_HEADS = (
     "finished runs that differ only in seed",
     "n",

@@ -20,7 +20,7 @@ def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple
     """Return number and text of a tile with the gain from the teacher, for the first run and its counterpart.
 
     One of them has a teacher and the other has none. The counterpart is the group with the fewest other differences.
-    The interval is over pairs with equal seeds if there are several, otherwise over the images of one pair.
+    The interval is computed from pairs with equal seeds if there are several, otherwise from the images of one pair.
     """
     groups = groups_of([result for result in results if result.evaluation])
     own = next((group for group in groups if results[0] in group.values()), {})
@@ -39,7 +39,7 @@ def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple
     if interval is None:
         of_run = {result.name: each for result, each in zip(results, answers)}
         interval = _over_images(*(of_run[group[seeds[0]].name] for group in (taught, plain)))
-        about = f"{'over the images, ' if interval else ''}seed {seeds[0]}"
+        about = f"{'from the images, ' if interval else ''}seed {seeds[0]}"
         differences = differences[:1]
     bounds = f", 95 % interval [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
     also = _also_differ(own, other)

@@ -54,7 +54,7 @@ def sweep(members: Sequence[Member], *, jobs: int = 1) -> str:
 
 
 def report(members: Sequence[Member], workdir: Path) -> str:
-    """Write table and curves of the finished runs; return the table, or a text that there is none yet."""
+    """Write the table and the curves of the finished runs. Return the table, or a message if no run has finished."""
     results = results_of(members)
     rows = rows_of(results)
     if not rows:

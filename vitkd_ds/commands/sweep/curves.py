@@ -1,4 +1,4 @@
-"""Plot validation top-1 over epochs, mean and 95 % interval over seeds; needs matplotlib."""
+"""Plot validation top-1 over epochs: mean and 95 % interval of several seeds. Needs matplotlib."""
 
 import statistics
 from typing import Mapping
@@ -18,7 +18,7 @@ def draw(results: Mapping[str, Mapping[int, Result]]) -> Figure:
         epochs, means, lows, highs = curve_of(by_seed)
         axes.plot(epochs, means, color=colour, label=name, marker="o")
         axes.fill_between(epochs, lows, highs, color=colour, alpha=0.15, linewidth=0)
-    axes.set_ylabel("validation top-1 (%), mean and 95 % interval over seeds")
+    axes.set_ylabel("validation top-1 (%), mean of the seeds and 95 % interval")
     add_legend(figure)
     return figure
 

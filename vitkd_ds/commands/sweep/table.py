@@ -26,11 +26,11 @@ class Row:
     top1: float
     low: float | None
     high: float | None
-    """95 % confidence interval of the mean top-1 (Student's t over seeds)."""
+    """95 % confidence interval of the mean top-1 (t-distribution, one value per seed)."""
     difference: float | None
     difference_low: float | None
     difference_high: float | None
-    """Mean difference to the first name over common seeds, and its 95 % interval over the pairs; None if a pair was
+    """Mean difference to the first name over common seeds, and its 95 % interval; None if a pair was
     evaluated on different images."""
     p: float | None
     """Two-sided p-value of the paired t-test."""

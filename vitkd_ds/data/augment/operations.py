@@ -33,7 +33,10 @@ def operations_of(layers: list[Layer], num_images: int, *, height: int, width: i
 
 
 def _affine(op: str, argument: float, *, height: int, width: int) -> tuple[float, ...]:
-    """Return Pillow's six affine coefficients, with its rounding; rotations are counter-clockwise about the centre."""
+    """Return the six affine coefficients that Pillow uses, rounded as Pillow rounds them.
+
+    Rotations are counter-clockwise about the centre.
+    """
     if op == "Rotate":
         radians = -math.radians(argument % 360.0)
         cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)

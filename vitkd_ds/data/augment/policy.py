@@ -1,8 +1,8 @@
-"""Draw each image's operations, their arguments and erased rectangle from its key.
+"""Draw each image's operations, their arguments and the rectangle to erase, from the image's random key.
 
-This uses only NumPy, so nothing waits for the device, and settings are checked without torch. Everything except erasing
-is a list of `Layer`s: n for RandAugment, one for 3-Augment, three for colour jitter. timm's options that no published
-recipe uses are not supported: weighted operations and uniform magnitudes.
+This uses only NumPy, so nothing waits for the device, and settings are checked without torch. Each augmentation except
+erasing is a list of `Layer`s: n for RandAugment, one for 3-Augment, three for colour jitter. timm's
+options that no published recipe uses are not supported: weighted operations and uniform magnitudes.
 """
 
 import math

@@ -39,16 +39,16 @@ def has_loose_images(src: Path) -> bool:
 def list_images(src: Path, classes_file: str = "") -> Source:
     """List the images below each class folder of `src`, in the order of torchvision's ImageFolder.
 
-    Hidden files and folders, which torchvision reads, are skipped. Warnings count them, and files outside class
-    folders.
+    Hidden files and folders, which torchvision reads, are skipped. Warnings give their number, and the number of files
+    outside class folders.
 
     Args:
         classes_file: file for `read_classes` with the classes in label order, possibly including some without a folder
             or images. "" uses the sorted folder names.
 
     Raises:
-        ValueError: a class folder has no image or is not listed, holds only folders and no list names it, links lead to
-            one folder twice, or a folder cannot be read.
+        ValueError: with a `classes_file`, a folder is not listed in it; without one, a class folder has no image or
+            only folders. In both cases: links lead to the same folder twice, or a folder cannot be read.
     """
     classes = _classes(src, classes_file)
     if not classes_file:
@@ -65,8 +65,9 @@ def list_images(src: Path, classes_file: str = "") -> Source:
     empty = set(range(len(classes))).difference(labels)
     if empty and not classes_file:
         raise ValueError(
-            f"class folder {str(src / classes[min(empty)])!r} has no images ({' '.join(EXTENSIONS)}). Add some, move "
-            "the folder away, or pass --classes a file with a name per line, or a .beton; their classes may be empty."
+            f"class folder {str(src / classes[min(empty)])!r} has no images ({' '.join(EXTENSIONS)}). Add some, "
+            "move the folder away, or pass --classes FILE: a file with a class name per line, or a .beton. Listed "
+            "classes may be empty."
         )
     if empty:
         found = (len(empty), len(classes), classes_file, str(src), classes[min(empty)])
@@ -82,7 +83,7 @@ def list_unlabelled(src: Path) -> Source:
     Hidden files and folders are skipped, and a warning counts them.
 
     Raises:
-        ValueError: there is no image, links lead to one folder twice, or a folder cannot be read.
+        ValueError: there is no image, links lead to the same folder twice, or a folder cannot be read.
     """
     others, hidden = [], []
     paths = _images(src, {}, others, hidden) if src.is_dir() else []
@@ -149,23 +150,26 @@ def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
 
 
 def _check_are_no_splits(src: Path, classes: Sequence[str]) -> None:
-    """Raise ValueError for folders such as train/, whose folders are the classes, in the place of classes: by their
-    names, or because none of them has images of its own."""
+    """Raise ValueError if `src` contains splits, such as train/, and not classes.
+
+    A folder counts as a split if it contains folders but no images, and either it has the name of a split or all
+    folders in `src` are of this kind.
+    """
     inner = {name: _folders_only(src / name) for name in classes}
     splits = [name for name in SPLIT_NAMES if inner.get(name)] or list(classes if all(inner.values()) else ())
     if splits:
         folder = src / splits[0]
         folders = inner[splits[0]]
         raise ValueError(
-            f"{str(folder)!r} is no class: it holds no images of its own, only folders ({', '.join(folders[:3])}"
+            f"{str(folder)!r} is not a class: it directly contains no images, only folders ({', '.join(folders[:3])}"
             f"{', ...' * (len(folders) > 3)}). If those are the classes, give {str(folder)!r} instead: "
             f"vitkd-ds pack {shlex.join([str(folder), f'{folder}{SUFFIX}'])}. Otherwise write the names of the folders "
-            f"in {str(src)!r} into a file, one per line, and pass it as --classes"
+            f"in {str(src)!r} into a file, one per line, and pass --classes FILE"
         )
 
 
 def _folders_only(folder: Path) -> list[str]:
-    """Return the folders in one that holds no image beside them; hidden entries do not count."""
+    """Return the folders in a folder that directly contains no images, else []; hidden entries do not count."""
     _, folders, names = next(os.walk(folder, onerror=_cannot_list))
     has_images = any(is_image(name) and not name.startswith(".") for name in names)
     return [] if has_images else sorted(name for name in folders if not name.startswith("."))
@@ -195,14 +199,17 @@ def _images(top: Path, visited: dict[tuple[int, int], str], others: list[str], h
 
 
 def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield path, file names, and hidden file and folder names of a folder and all visible folders below it.
+    """Walk a folder and all visible folders below it.
 
     Args:
-        visited: paths of folders already seen, by device and inode; updated.
+        visited: paths of the folders already seen, by device and inode; updated in place.
+
+    Yields:
+        For each folder: its path, the names of its visible files, and the names of its hidden files and folders.
 
     Raises:
-        ValueError: a folder cannot be read, or a link leads to one already seen, so that its images would be listed
-            twice, perhaps as two classes.
+        ValueError: a folder cannot be read, or a link leads to a folder already seen. Its images would be listed twice,
+            perhaps in two classes.
     """
     for root, folders, names in os.walk(top, onerror=_cannot_list, followlinks=True):
         before = visited.setdefault(_identity(root), root)

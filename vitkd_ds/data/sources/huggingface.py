@@ -75,8 +75,8 @@ def open_hugging_face(src: Path, split: str) -> Source:
 def _choose(src: Path, found: list[str], split: str) -> str:
     """Return the split to read: the given one, or the only one."""
     if split not in found and (split or len(found) != 1):
-        splits = f"{str(src)!r}, {', '.join(found)}"
-        raise ValueError(f"--split must be one of the splits of {splits}, got {split!r}")
+        splits = f"{str(src)!r} ({', '.join(found)})"
+        raise ValueError(f"--split must be one of the splits in {splits}, got {split!r}")
     return split or found[0]
 
 

@@ -39,7 +39,7 @@ def open_class_tars(src: Path) -> Source:
     others = []
     if src.is_dir():
         files = sorted(path for path in src.iterdir() if CLASS_TAR.match(path.name))
-        warn_of_left_out("files that are no class tars", sorted(map(str, set(src.iterdir()).difference(files))))
+        warn_of_left_out("files other than class tars", sorted(map(str, set(src.iterdir()).difference(files))))
         tars = [(path.name, number, None) for number, path in enumerate(files)]
     else:
         files = [src]

@@ -119,7 +119,7 @@ def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple
             if key in kept:
                 raise ValueError(
                     f"{str(tar)!r} must have one image and one class per key, but has {kept[key].name!r} and "
-                    f"{member.name!r}. Write the tar again."
+                    f"{member.name!r}. Write the tar again with different keys."
                 )
             kept[key] = member
         else:
@@ -136,7 +136,7 @@ def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple
                 found = "an empty one" if key in classes else "none"
                 raise ValueError(
                     f"{str(tar)!r} needs a file {key}.{CLASS_ENDING} with the class of {image.name!r}, but has "
-                    f"{found}. Write the tar again."
+                    f"{found}. Write the tar again with a class for every image."
                 )
             yield image, text
 
@@ -167,8 +167,8 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
             row = max(range(len(texts)), key=lambda row: int(texts[row]))
             absent = next(number for number in range(num_classes) if number not in numbers)
             raise ValueError(
-                f"no image has class number {absent}, but the numbers go up to {_shown(texts[row])} at {names[row]!r}. "
-                "If no tar is missing, pass --classes a file with a name per line, which may have unused classes."
+                f"no image has class number {absent}, but image {names[row]!r} has {_shown(texts[row])}. If all tars "
+                "are there, pass --classes FILE, a file with a class name per line; classes without images are allowed."
             )
         classes = [str(number) for number in range(num_classes)]
         remedy = ""
@@ -197,8 +197,8 @@ def _check_are_names(texts: list[str], names: list[str]) -> None:
         first = odd[0]
         raise ValueError(
             f"{len(odd)} of {len(texts)} classes are numbers, but not integers from 0; the first is "
-            f"{_shown(texts[first])} at {names[first]!r}. Write integers from 0, or pass --classes a file with all of "
-            "these names."
+            f"{_shown(texts[first])} at {names[first]!r}. Write integers from 0, or pass --classes FILE, a file with "
+            "all of these names."
         )
     if are_mixed:
         found = (len(others), len(texts), _shown(texts[first]), names[first])

@@ -78,7 +78,10 @@ def iteration_flops(rows: int, columns: int) -> int:
 
 
 class Choice(Optimizer, MuonAndAdamW):
-    """Reads optim.lr, weight_decay and qkv, and for AdamW betas and eps."""
+    """Muon for block matrices and AdamW for all other parameters, configured by the settings in `optim`.
+
+    Both read optim.lr and optim.weight_decay. Muon also reads optim.qkv, and AdamW optim.betas and optim.eps.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], optim: OptimConfig, *, is_fused: bool) -> None:
         super().__init__(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=is_fused)
