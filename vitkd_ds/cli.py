@@ -124,7 +124,7 @@ def pack(src: str, dst: str, **options: Any) -> None:
     except RuntimeError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"stopped before {dst} was complete")
+        sys.exit(f"stopped before {dst} was complete. Rerun the same command to continue.")
     classes = f"in {len(info.classes)} classes" if info.classes else "without labels"
     print(f"{dst}: {info.num_images} images {classes}, {info.passthrough} of them stored unchanged")
 

@@ -232,6 +232,7 @@ PAGES = {
             "push": Option(str, "USER/NAME", "With --format hf, upload the folder to this new private repository."),
         },
         ("vitkd-ds export runs/demo my_model", "vitkd-ds export runs/demo demo_onnx --format onnx --which best"),
-        "onnx and torch_export include the preprocessing. Put options after the folders.",
+        "onnx and torch_export take normalized images and store a description of the preprocessing. With --half, "
+        "images are fp16 too. Put options after the folders.",
     ),
 }

@@ -8,6 +8,8 @@ from vitkd_ds.config.reading import Unreadable, load_json
 WEIGHTS = "model.safetensors"
 OF_DESCRIPTION = {"val_crop_fraction": "crop_pct", "interpolation": "interpolation", "classes": "label_names"}
 """Key of student.json -> key of `pretrained_cfg` in the Hub's config.json."""
+PREPROCESSING = ("mean", "std", "input_size", "crop_pct", "interpolation", "num_classes", "label_names")
+"""Keys of `pretrained_cfg` that describe the student, not timm's own weights."""
 
 
 def description_of(file: Path) -> dict[str, Any]:
@@ -20,11 +22,11 @@ def description_of(file: Path) -> dict[str, Any]:
     args, stated = config.get("model_args"), config.get("pretrained_cfg")
     if not (isinstance(args, dict) and isinstance(stated, dict) and "architecture" in config and "num_classes" in args):
         return {}
-    if not {"mean", "std", "input_size", *OF_DESCRIPTION.values()} <= stated.keys():
+    if not set(PREPROCESSING) <= stated.keys():
         return {}
     return {
         "model": config["architecture"],
-        "args": args,
+        "args": args | {"pretrained_cfg_overlay": {key: stated[key] for key in PREPROCESSING}},
         "normalization": {key: stated[key] for key in ("mean", "std")},
         "image_size": stated["input_size"][-1],
         **{key: stated[name] for key, name in OF_DESCRIPTION.items()},

@@ -21,6 +21,7 @@ from vitkd_ds.config.options import apply_options
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.models.build import build_teacher
 from vitkd_ds.recipes import build_run
+from vitkd_ds.recipes.demo import STUDENT_ARGS
 
 FAMILIES = {
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "num_classes": 10},
@@ -177,13 +178,17 @@ def test_options_that_do_not_fit_are_rejected(tmp_path, options, message):
 
 
 def test_a_hub_export_can_predict_be_evaluated_teach_and_be_exported_again(tmp_path, small_beton):
-    model = write_export(tmp_path / "student")
+    preprocessing = {"mean": MEAN, "std": STD, "input_size": [3, 28, 28], "crop_pct": 1.0, "interpolation": "bicubic"}
+    overlay = preprocessing | {"num_classes": len(CLASSES), "label_names": list(CLASSES)}
+    args = {"img_size": 28, "num_classes": 10, **STUDENT_ARGS, "pretrained_cfg_overlay": overlay}
+    model = write_export(tmp_path / "student", args=args)
     export(str(tmp_path / "student"), str(tmp_path / "hf"), format="hf")
     ours, theirs = (str(tmp_path / name) for name in ("student", "hf"))
     loaded = load_student(theirs)
     images_BCHW = torch.randn(2, 3, 28, 28)
     assert torch.equal(loaded(images_BCHW), model(images_BCHW))
     assert loaded.pretrained_cfg == load_student(ours).pretrained_cfg
+    assert loaded.pretrained_cfg["label_names"] == list(CLASSES) and loaded.pretrained_cfg["input_size"] == [3, 28, 28]
     image = str(tmp_path / "image.png")
     Image.new("RGB", (40, 30), "teal").save(image)
     assert [*predict(theirs, [image])] == [*predict(ours, [image])]

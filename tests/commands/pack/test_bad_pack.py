@@ -44,12 +44,12 @@ def test_an_error_names_the_kept_parts_and_skip_bad_continues_with_them(tmp_path
     images = noise(parts.PART + 8, 16, 16)
     src, dst = one_class(tmp_path, images), tmp_path / "x.beton"
     (src / "only" / "zz.jpg").write_bytes(zeroed(photograph()))
-    with pytest.raises(ValueError, match="only/zz.jpg' does not .*damaged JPEG.* the same command with --skip_bad"):
+    with pytest.raises(ValueError, match="only/zz.jpg' does not .*damaged JPEG.* Pass --skip_bad to vitkd-ds pack"):
         pack(src, dst, write_mode="raw", workers=1)
     partial = f".{dst.name}.partial"
     assert names_in(tmp_path) == [partial, "images"]
     assert "kept 1 finished parts of up to 64 images (0.00 GB) in" in caplog.text
-    assert caplog.text.rstrip().endswith(f"rm -r {tmp_path / partial}")
+    assert caplog.text.rstrip().endswith(f"rm -rf {tmp_path / partial}")
     caplog.clear()
     info = pack(src, dst, write_mode="raw", workers=1, skip_bad=True)
     assert "which has 1 finished parts" in caplog.text and "skipped '" in caplog.text

@@ -160,11 +160,11 @@ def test_a_part_with_a_missing_or_damaged_list_and_all_data_after_it_are_packed_
 
 def test_other_or_damaged_settings_are_rejected_and_existing_parts_can_be_discarded(interrupted):
     src, dst = interrupted(is_moved=True)
-    with pytest.raises(ValueError, match="quality 90, but now quality 80.* --restart to start over"):
+    with pytest.raises(ValueError, match="quality 90, but now quality 80.* or start over: rm -rf"):
         pack(src, dst, write_mode="raw", quality=80)
     for text in ("damaged", "[" * 100_000, "[1]"):
         (partial_path(dst) / "settings.json").write_text(text)
-        with pytest.raises(ValueError, match="settings.json', left by an interrupted pack, is not valid.*--restart"):
+        with pytest.raises(ValueError, match="settings.json', left by .* pack, is not valid.*Start over: rm -rf"):
             pack(src, dst, write_mode="raw")
     assert pack(src, dst, write_mode="raw", quality=80, restart=True).quality == 80
     assert names_in(dst.parent) == ["images", "x.beton", "x.beton.json"]

@@ -238,7 +238,7 @@ def test_a_class_list_gives_folders_their_labels_and_may_name_classes_without_im
         names.write_text(text)
         refused(src, classes=str(names), match=message)
     refused(src, classes=str(src), match="--classes is not a readable text file or .beton: .*Is a directory")
-    refused(src, classes=str(tmp_path / "none.beton"), match="must have its side file")
+    refused(src, classes=str(tmp_path / "none.beton"), match="none.beton. must be a .beton file, but does not exist")
 
 
 def test_without_labels_all_images_of_a_folder_are_listed_in_the_order_of_their_paths(tmp_path, caplog):

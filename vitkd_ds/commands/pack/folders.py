@@ -174,7 +174,10 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     except ValueError as error:
         if dst.exists():  # another process was faster
             return False
-        raise ValueError(f"packing {key} with `{_command(key, folder, dst, classes)}` failed: {error}") from error
+        raise ValueError(
+            f"{error}\nThe command that failed: {_command(key, folder, dst, classes)}\nAfter it has succeeded, rerun "
+            "this command."
+        ) from error
     except OSError as error:
         raise ValueError(
             f"cannot pack {key} into {str(dst)!r}: {error}. Make {str(dst.parent)!r} writable, or pack it elsewhere "

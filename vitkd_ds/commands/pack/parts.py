@@ -235,16 +235,14 @@ def _keep_or_remove(folder: Path, *, is_finished: bool) -> None:
     if is_finished or not num_parts:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    num_bytes = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
-    logger.warning(
-        "kept %d finished parts of up to %d images (%.2f GB) in %r. Rerun the same command to continue, or discard "
-        "them with --restart or: rm -r %s",
-        num_parts,
-        PART,
-        num_bytes / 1e9,
-        str(folder),
-        shlex.quote(str(folder)),
-    )
+    size_gb = sum(path.stat().st_blocks * 512 for path in folder.iterdir()) / 1e9
+    kept = f"kept {num_parts} finished parts of up to {PART} images ({size_gb:.2f} GB) in {str(folder)!r}"
+    logger.warning("%s. A rerun with the same files continues. To discard them: %s", kept, discard(folder))
+
+
+def discard(folder: Path) -> str:
+    """Return the command that removes the parts of an interrupted pack."""
+    return shlex.join(["rm", "-rf", str(folder)])
 
 
 def _count_parts(folder: Path) -> int:
@@ -256,8 +254,8 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         found = dict(load_json(folder / SETTINGS))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{str(folder / SETTINGS)!r}, left by an interrupted pack, is not valid: {error}. Pass --restart to start "
-            "over."
+            f"{str(folder / SETTINGS)!r}, left by an interrupted pack, is not valid: {error}. Start over: "
+            f"{discard(folder)}"
         ) from error
     there = {key: found.get(key, "nothing") for key in settings}
     different = [key for key in settings if there[key] != settings[key]]
@@ -265,7 +263,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         ours, theirs = (", ".join(f"{key} {side[key]!r}" for key in different) for side in (settings, there))
         raise ValueError(
             f"{str(folder)!r}, left by an interrupted pack, has another source or other settings: {theirs}, but now "
-            f"{ours}. Pass the same source and settings, or --restart to start over."
+            f"{ours}. Pass the same source and settings, or start over: {discard(folder)}"
         )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vitkd_ds.commands.pack.encode import Encoded, Encoding, encode
-from vitkd_ds.commands.pack.parts import Part, Unfinished
+from vitkd_ds.commands.pack.parts import Part, Unfinished, discard
 from vitkd_ds.data.sources import Source
 
 PR_SET_PDEATHSIG = 1
@@ -73,9 +73,9 @@ def store_images(packing: Packing) -> None:
 
 def _does_not_decode(packing: Packing, place: int, reason: str) -> ValueError:
     return ValueError(
-        f"{packing.source.names[packing.order[place]]!r} does not decode ({reason}). Rerun the same command with "
-        "--skip_bad to skip such files and keep the images packed so far. Or fix or remove the file and start over "
-        "with --restart."
+        f"{packing.source.names[packing.order[place]]!r} does not decode ({reason}). Pass --skip_bad to "
+        "vitkd-ds pack to skip such files and keep the images packed so far. Or fix or remove the file and start over: "
+        f"{discard(packing.unfinished.images.parent)}"
     )
 
 

@@ -171,7 +171,7 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
         Unreadable: the disk failed.
     """
     path = Path(path)
-    _check_is_finished(path)
+    check_is_finished(path)
     tables = read_tables(path)
     values = read_side(path)
     values["classes"] = tuple(values["classes"])
@@ -240,7 +240,8 @@ def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:
     return zlib.crc32(labels.tobytes(), zlib.crc32(images["offset"].tobytes()))
 
 
-def _check_is_finished(path: Path) -> None:
+def check_is_finished(path: Path) -> None:
+    """Raise ValueError if a .beton does not exist or is not completely packed."""
     if path.name.startswith(".") and path.name.endswith(".partial"):
         found, remedy = "is pack's temporary file", "rerun the same pack command"
         raise refuse(path, "be a finished .beton", found, remedy)

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from vitkd_ds.data.beton.format import SUFFIX
+from vitkd_ds.data.beton.format import SUFFIX, check_is_finished
 from vitkd_ds.data.beton.side_file import read_side
 
 
@@ -17,6 +17,7 @@ def read_classes(file: str) -> tuple[str, ...]:
     """
     path = Path(file)
     if path.suffix == SUFFIX:
+        check_is_finished(path)
         return tuple(read_side(path)["classes"])
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
