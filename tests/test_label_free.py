@@ -250,8 +250,10 @@ def test_labels_in_only_one_split_are_rejected(unlabelled, small_beton, changes,
 ])  # fmt: skip
 def test_terms_that_need_labels_or_a_classifier_are_rejected_by_name(unlabelled, term, what):
     flags = {"recipe": "demo_label_free", "debug": "true", f"losses.{term}.weight": "1"}
-    message = rf"losses.{term} needs {what}, but {{}} \(data.num_classes=0\). Set --losses.{term}.weight=0, and give a "
-    message += rf"weight to one or more of {WORKING}\.$"
+    message = (
+        rf"losses.{term} needs {what}, but {{}} \(data.num_classes=0\). Set --losses.{term}.weight=0, and set the "
+    )
+    message += rf"weight of one or more of {WORKING}\.$"
     with pytest.raises(ValueError, match=message.format("labels are ignored")):
         parse_run((), dict(flags))
     files = {"data.train": str(unlabelled), "data.val": str(unlabelled), "data.labels": "use"}

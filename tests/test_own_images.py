@@ -118,7 +118,7 @@ def test_folders_are_packed_once_and_the_run_knows_their_classes(tmp_path, demo_
         return run_command(*words, cwd=tmp_path, check=check)
 
     first = train("--teacher=none", "--workdir=runs/plain").stderr
-    assert "packing photos/train into photos/train.beton, once" in first
+    assert "packing photos/train into photos/train.beton; later starts reuse" in first
     assert check_beton(tmp_path / "photos/val.beton").classes == SOME, "training's classes"
     packed = (tmp_path / "photos/train.beton").stat().st_mtime_ns
     again = train("--workdir=runs/again", "--teacher.checkpoint=runs/plain/best").stderr

@@ -130,10 +130,10 @@ def test_data_or_models_that_cannot_be_evaluated_are_rejected_by_option(tmp_path
 @pytest.mark.parametrize(
     "description, message",
     [
-        ("{}", "student.json must hold model"),
+        ("{}", "student.json has no valid model"),
         ("[]", "student.json must be a JSON object"),
-        ("{", "readable JSON"),
-        ('{"model": "x", "args": {}}', "student.json must hold args.num_classes"),
+        ("{", "not valid JSON"),
+        ('{"model": "x", "args": {}}', "student.json has no valid args.num_classes"),
     ],
 )
 def test_a_damaged_description_gives_a_clear_error(tmp_path, small_beton, description, message):

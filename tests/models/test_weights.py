@@ -231,5 +231,5 @@ def test_a_file_of_another_library_is_named_with_the_file_to_use_instead(tmp_pat
     with pytest.raises(ValueError, match=f"The file is from {library}, .* --teacher.checkpoint hub"):
         build_teacher(config, data)
     save_file({"odd": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match="Give its own file"):
+    with pytest.raises(ValueError, match="Pass the model's own file"):
         build_teacher(config, data)

@@ -79,7 +79,7 @@ def test_a_briefly_full_disk_loses_nothing_of_the_log(tmp_path, caplog, room):
     log.close()
     assert [line["step"] for line in metrics_of(tmp_path)] == [1, 2, 3, 4, 5, 6], "late, and whole"
     assert points_of(tmp_path) == dict.fromkeys(("total", "lr"), [1, 2, 3, 4, 5, 6])
-    told = [text.partition(", found [Errno 27]")[0] for text in warnings_of(caplog)]
+    told = [text.partition(": [Errno 27]")[0] for text in warnings_of(caplog)]
     assert told == [f"logging failed: cannot write {file}" for _ in (3, 4) for file in files]
 
 

@@ -83,7 +83,7 @@ def test_a_killed_rank_ends_the_others_within_the_stated_time(command, workdir):
     wait_for_steps(processes, workdir, 6)
     processes[1].kill()
     outputs = finish_ranks(processes, timeout=LIMIT_S, codes=[1, -signal.SIGKILL])
-    assert re.search(r"rank 0, phase \w+, after \d+ updates: another rank ended, or cannot be reached", outputs[0])
+    assert re.search(r"rank 0, phase \w+, after \d+ updates: another rank has ended or is unreachable", outputs[0])
 
 
 @pytest.mark.slow

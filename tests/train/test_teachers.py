@@ -72,7 +72,7 @@ def test_a_convolutional_teacher_teaches_logits_as_a_shard_and_as_a_replica(outc
     assert (
         "teacher.model must be a timm VisionTransformer or Eva, got regnety_002, a RegNet" in found["tokens"]["refused"]
     )
-    assert "leave out the terms that compare blocks" in found["tokens"]["refused"]
+    assert "switch off the terms that compare blocks" in found["tokens"]["refused"]
 
 
 @pytest.mark.slow

@@ -148,6 +148,6 @@ def test_a_rank_that_hangs_or_raises_ends_all_and_each_logs_its_position():
     hanging, raising = (finish_ranks(ranks, timeout=100, codes=[1, 1]) for ranks in started)
     assert "rank 0, phase backward, after 7 updates" in hanging[0]
     assert "rank 1, phase data, after 7 updates: no progress for" in hanging[1]
-    assert "phase backward, after 7 updates: another rank ended, or cannot be reached" in raising[0]
+    assert "phase backward, after 7 updates: another rank has ended or is unreachable" in raising[0]
     assert "Traceback" not in raising[0], "one line is enough"
     assert "rank 1, phase data, after 7 updates: out of memory: lower --micro_batch_size_per_gpu" in raising[1]

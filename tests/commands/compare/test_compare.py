@@ -180,7 +180,7 @@ def no_evaluation(run):
     [
         (shutil.rmtree, "plain1 is not a run folder: it has no config.json"),
         (lambda run: (run / "config.json").unlink(), "plain1 is not a run folder"),
-        (lambda run: (run / "config.json").write_text('{"run"'), "plain1/config.json must be readable JSON"),
+        (lambda run: (run / "config.json").write_text('{"run"'), "plain1/config.json is missing or not valid JSON"),
         (
             lambda run: (run / "config.json").write_text('{"run": {}}'),
             "config.json has no valid run.seed",
@@ -195,12 +195,12 @@ def no_evaluation(run):
             lambda run: change(run, run__teacher=3),
             "plain1/config.json has no valid run.teacher, got 3",
         ),
-        (lambda run: change(run, models={}), "plain1/config.json must hold models.student.parameters"),
-        (lambda run: change(run, images=[]), "plain1/config.json must hold images, as a run writes it"),
-        (lambda run: (run / "summary.json").write_text("{}"), "plain1/summary.json must hold steps"),
+        (lambda run: change(run, models={}), "plain1/config.json has no valid models.student.parameters"),
+        (lambda run: change(run, images=[]), "plain1/config.json has no valid images"),
+        (lambda run: (run / "summary.json").write_text("{}"), "plain1/summary.json has no valid steps"),
         (lambda run: (run / "metrics.jsonl").unlink(), "plain1 has no evaluation in"),
         (no_evaluation, "plain1 has no evaluation in metrics.jsonl"),
-        (lambda run: (run / "summary.json").unlink(), "plain1/summary.json must be readable JSON"),
+        (lambda run: (run / "summary.json").unlink(), "plain1/summary.json is missing or not valid JSON"),
     ],
 )
 def test_a_path_that_is_not_a_run_is_rejected_by_name_before_any_measurement(runs, monkeypatch, spoil, message):

@@ -77,11 +77,11 @@ def test_a_teacher_is_measured_at_its_own_image_size_without_its_probe(runs, see
     "text, message",
     [
         ("[]", "student.json must be a JSON object"),
-        ("{}", "student.json must hold model"),
-        ("{", "readable JSON"),
+        ("{}", "student.json has no valid model"),
+        ("{", "not valid JSON"),
         (
             '{"model": "deit_tiny_patch16_224", "args": {"num_classes": 10}}',
-            "student.json must hold normalization.mean",
+            "student.json has no valid normalization.mean",
         ),
     ],
 )

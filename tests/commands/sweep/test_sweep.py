@@ -105,7 +105,7 @@ def test_a_failed_run_does_not_affect_the_others_and_sets_the_exit_code(tmp_path
     done = run_command(*base, "--grid.optim.lr=1e38,1e-3", "--optim.warmup_epochs=0", check=False)
     assert done.returncode == 1 and "1 of 2 runs are not finished" in done.stderr
     log = tmp_path / "demo_plain,optim.lr=1e38" / "seed0.log"
-    assert f"failed. See {log}" in done.stderr and "lower --optim.lr" in log.read_text()
+    assert f"failed. See {log}" in done.stderr and "Lower --optim.lr" in log.read_text()
     rows = rows_in(tmp_path)
     assert [row["name"] for row in rows] == ["demo_plain,optim.lr=1e-3"]
 

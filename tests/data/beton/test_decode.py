@@ -189,7 +189,7 @@ DAMAGES = {
     "12 bits": (GOOD.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"), "of a kind that libjpeg cannot"),
     "lossless": (GOOD.replace(b"\xff\xc0", b"\xff\xc3"), "of a kind that libjpeg cannot"),
     "cmyk": (jpeg(photo(40, 50), mode="CMYK"), "neither RGB nor grey"),
-    "huge": (GOOD.replace(b"\x08\x00\x28\x00\x32", b"\x08\xff\xdc\xff\xdc"), "another height, width"),
+    "huge": (GOOD.replace(b"\x08\x00\x28\x00\x32", b"\x08\xff\xdc\xff\xdc"), "differs in height, width"),
     "harmless bytes": (GOOD.replace(b"\xff\xdb", b"\1\2\3\xff\xdb", 1), ""),
 }
 
