@@ -177,7 +177,8 @@ def chaos(args, folder):
     seen, hows, faults, ended_s = [], [], [], []
     while not (workdir / "done").exists():
         resumes += latest_step(workdir) > 0
-        fault = args.fault or draw.choice((*FAULTS, *[None] * len(FAULTS)))
+        fault = draw.choice(FAULTS) if args.fault == "any" else args.fault
+        fault = fault or draw.choice((*FAULTS, *[None] * len(FAULTS)))
         fault = fault if len(seen) < args.kills else None
         if fault == "stale teacher" and latest_step(workdir):
             with trust.changed_teacher():
@@ -241,9 +242,9 @@ def main():
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slurm", action="store_true", help="run as a Slurm job and kill its parts too")
-    parser.add_argument("--fault", choices=FAULTS, help="use this fault at every start")
-    parser.add_argument("--json", type=Path, help="also write the report to this file")
+    parser.add_argument("--slurm", action="store_true", help="kill parts of a Slurm job, too")
+    parser.add_argument("--fault", choices=(*FAULTS, "any"), help="cause this fault, or any, at every start")
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))  # so that `finally` blocks stop the ranks
     folder = Path(tempfile.mkdtemp(prefix="chaos."))
