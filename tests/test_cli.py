@@ -30,8 +30,8 @@ def test_the_demo_parses_and_values_keep_their_text_or_convert_by_field_type():
 
 
 @pytest.mark.parametrize("flags, message", [
-    ({"optim.lrr": "1"}, "--optim.lrr is not an option: did you mean optim.lr"),
-    ({"lr": "1"}, r"--lr is not an option: did you mean optim.lr\?"),
+    ({"optim.lrr": "1"}, "--optim.lrr is not an option: did you mean --optim.lr"),
+    ({"lr": "1"}, r"--lr is not an option: did you mean --optim.lr\?"),
     ({"recipe": "demoo"}, "--recipe demoo is not a recipe: did you mean demo"),
     ({"teacher.placement": "shards"}, "teacher.placement must be one of shard, replica, offload, got 'shards'"),
     ({"optim.lr": "fast"}, "optim.lr must be a number above 0, got 'fast'. Change it in the recipe or"),
@@ -82,6 +82,7 @@ def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
 @pytest.mark.parametrize("words, message", [
     (["train", "demo"], "unexpected argument 'demo'. Options start with --."),
     (["trian"], "vitkd-ds has no command trian: did you mean train"),
+    (["help", "optim"], "vitkd-ds has no command optim: did you mean vitkd-ds train --help optim?"),
     (["--recipe", "demo"], "vitkd-ds has no command --recipe"),
     (["export", "a"], "the command needs RUN DST, got a"),
     (["predict", "a", "--top=2"], "the command needs STUDENT IMAGE [IMAGE ...], got a"),
@@ -90,14 +91,14 @@ def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
     (["compare", "--csv"], "the command needs RUN [RUN ...], got nothing"),
     (["compare", "no-run", "b", "--csv"], "no-run is not a run folder: it has no config.json"),
     (["recipes", "--debug"], "--debug is not an option: there are none"),
-    (["pack", "a", "b", "--qualty=3"], "--qualty is not an option: did you mean quality"),
+    (["pack", "a", "b", "--qualty=3"], "--qualty is not an option: did you mean --quality"),
     (["pack", "a", "b", "--quality=high"], "--quality must be a whole number, got 'high'"),
     (["plan", "--recipe=demo", "--nodes=many"], "--nodes must be a whole number"),
     (["show", "a", "--print_config"], "--print_config is not an option"),
     (["train", "--print_config=maybe"], "--print_config must be true or false"),
     (["train", "--help", "teachers"], "--help teachers: no such group or field; did you mean teacher?"),
-    (["eval", "x", "--batch_size=3"], "--batch_size is not an option: did you mean micro_batch_size?"),
-    (["report", "x", "--output=y"], "--output is not an option: did you mean out?"),
+    (["eval", "x", "--batch_size=3"], "--batch_size is not an option: did you mean --micro_batch_size?"),
+    (["report", "x", "--output=y"], "--output is not an option: did you mean --out?"),
     (["train", "--help", "optimm"], "--help optimm: no such group or field; did you mean optim"),
     (["train", "--help", "--recipe", "demoo"], "--recipe demoo is not a recipe"),
     (["train", "--recipe=./none"], "no run at none"),

@@ -244,5 +244,5 @@ def test_every_recipe_runs_its_debug_size(shape, tmp_path, demo_cache):
 
 def test_a_mistyped_flag_is_rejected_before_anything_happens(tmp_path):
     done = run_command(sys.executable, "train.py", "--workdri", tmp_path / "run", check=False)
-    assert done.returncode == 2 and "--workdri is not an option: did you mean workdir?" in done.stderr
+    assert done.returncode == 2 and "--workdri is not an option: did you mean --workdir?" in done.stderr
     assert "deepspeed" not in done.stderr.lower() and not (tmp_path / "run").exists()

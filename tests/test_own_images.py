@@ -122,7 +122,7 @@ def test_folders_are_packed_once_and_the_run_knows_their_classes(tmp_path, demo_
     assert check_beton(tmp_path / "photos/val.beton").classes == SOME, "training's classes"
     packed = (tmp_path / "photos/train.beton").stat().st_mtime_ns
     again = train("--workdir=runs/again", "--teacher.checkpoint=runs/plain/best").stderr
-    assert "using photos/train.beton, which was packed from photos/train" in again
+    assert "using photos/train.beton, packed earlier from photos/train" in again
     assert (tmp_path / "photos/train.beton").stat().st_mtime_ns == packed
     run = json.loads((tmp_path / "runs/again/config.json").read_text())["run"]
     assert (run["data"]["train"], run["data"]["num_classes"]) == ("photos/train.beton", 4)

@@ -18,7 +18,7 @@ import fire
 from fire.decorators import SetParseFn
 
 from vitkd_ds import __version__
-from vitkd_ds.commands.early import check_export, check_picture, check_student
+from vitkd_ds.commands.early import check_export, check_has_images, check_picture, check_student
 from vitkd_ds.commands.ending import ending
 from vitkd_ds.commands.pack.adopt import adopt, check
 from vitkd_ds.commands.pack.folders import pack_folders, packed_or_exit
@@ -29,7 +29,7 @@ from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import as_dict
 from vitkd_ds.engine.ds_config import find_ds_config
-from vitkd_ds.recipes import RECIPES
+from vitkd_ds.recipes import RECIPES, build_run
 from vitkd_ds.train import console, signals, watchdog
 
 REFUSED = 2
@@ -68,7 +68,9 @@ def _run(*first: str) -> None:
         elif "--version" in sys.argv[1:2]:
             print(f"vitkd_ds {__version__}")
         elif name not in COMMANDS:
-            raise ValueError(f"vitkd-ds has no command {name}: {nearest(name, COMMANDS)}")
+            is_setting = name in as_dict(build_run("demo"))
+            near = f"did you mean vitkd-ds train --help {name}?" if is_setting else nearest(name, COMMANDS)
+            raise ValueError(f"vitkd-ds has no command {name}: {near}")
         else:
             fire.Fire(SetParseFn(str)(COMMANDS[name]), command=words, name=name)
     except BrokenPipeError:
@@ -145,7 +147,10 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
 @command("eval")
 def evaluate(student: str, **options: Any) -> None:
     """Evaluate a student: top-1, top-5 and agreement with a teacher."""
-    check_student(student, (options.get("val", ""), options.get("train", "")), options.get("teacher", ""))
+    val = options.get("val", "")
+    check_student(student, (val, options.get("train", "")), options.get("teacher", ""))
+    if not val:
+        check_has_images(student)
     from vitkd_ds.commands.evaluate import evaluate_exported
     from vitkd_ds.config.metrics import digits_of
 
@@ -197,7 +202,7 @@ def sweep_seeds(
 @command("export")
 def export(source: str, destination: str, **options: Any) -> None:
     """Export a student to timm, ONNX, torch.export or Hugging Face."""
-    check_export(source, destination, options.get("format", "timm"))
+    check_export(source, destination, options.get("format", "timm"), options.get("val", ""))
     from vitkd_ds.commands.export import export as export_student
 
     print(export_student(source, destination, **options))

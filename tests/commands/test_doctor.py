@@ -136,7 +136,7 @@ def test_a_missing_rank_is_reported_within_the_limit():
 
 def test_an_unknown_option_is_rejected_as_in_train():
     done = run_command("vitkd-ds", "doctor", "--optim.lrr=1", check=False)
-    assert done.returncode == 2 and "--optim.lrr is not an option: did you mean optim.lr" in done.stderr
+    assert done.returncode == 2 and "--optim.lrr is not an option: did you mean --optim.lr" in done.stderr
 
 
 @pytest.mark.parametrize("free_mib, level", [(6.8, "error"), (7, "warning"), (10, "warning"), (10.4, "ok")])

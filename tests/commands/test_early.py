@@ -9,7 +9,7 @@ import torch
 
 from tests.commands.test_evaluate import write_export
 from vitkd_ds import cli
-from vitkd_ds.commands.early import check_export, check_student
+from vitkd_ds.commands.early import check_export, check_has_images, check_student
 
 
 def test_a_student_its_images_and_its_teacher_must_exist(tmp_path, monkeypatch):
@@ -32,6 +32,18 @@ def test_an_export_needs_a_student_and_a_new_folder(tmp_path, whole_run):
     unfinished = shutil.copytree(whole_run, tmp_path / "run")
     (unfinished / "student.safetensors").unlink()
     check_export(str(unfinished), str(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("command, options", [("eval", {}), ("export", {"format": "onnx"})])
+def test_an_export_without_a_run_needs_images_of_its_own(tmp_path, whole_run, command, options):
+    write_export(tmp_path / "student")
+    words = [str(tmp_path / "new")] if command == "export" else []
+    with pytest.raises(ValueError, match=r"^no images: .*student does not belong to a run. Pass --val with a .beton"):
+        cli.COMMANDS[command](str(tmp_path / "student"), *words, **options)
+    check_export(str(tmp_path / "student"), str(tmp_path / "new"), "onnx", "demo")
+    check_export(str(tmp_path / "student"), str(tmp_path / "new"), "hf")
+    check_has_images(str(whole_run))
+    check_has_images(str(whole_run / "checkpoints" / "best"))
 
 
 @pytest.mark.parametrize("format, file", [("timm", "student.safetensors"), ("hf", "README.md")])

@@ -134,7 +134,7 @@ def test_for_a_run_on_some_classes_only_their_images_and_numbers_count(tmp_path,
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"train": "", "val": "{}/none.beton"}, "no labelled images: .*student does not belong to a run. Pass --train"),
+        ({"train": "", "val": "{}/none.beton"}, "no images: .*student does not belong to a run. Pass --train"),
         (
             {"train": "{}/none.beton", "val": "demo"},
             "has no labels of two or more classes, .*Pass labelled images as --train",

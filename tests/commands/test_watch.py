@@ -127,6 +127,11 @@ def test_a_resumed_run_is_followed_and_each_evaluation_is_shown_once(watched):
     evaluated = {"step": 10, "val_num_images": 64.0, "val_top1": 12.5}
     watched.log(step(10), evaluated, step(15))
     watched.until("step 15/30")
+    past = [line for line in watched.said if line.startswith("step")]
+    assert [line.split()[1] for line in past] == ["10/30", "15/30"], "the past in its order"
+    watched.log(step(10), evaluated, step(15), anew=True)
+    watched.thread.join(0.1)
+    assert [line for line in watched.said if line.startswith("step")] == past, "nothing is shown twice"
     watched.write("config.json", {"plan": {"total_steps": 60}})
     watched.log(step(10), evaluated, step(12), anew=True)
     watched.until("step 12/60")

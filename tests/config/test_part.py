@@ -81,7 +81,7 @@ def test_a_mapping_of_settings_is_addressed_extended_and_listed():
     for options, message in {
         ("examples.two.rate", "3"): "examples.two.name is missing. Set it in the recipe or with --examples.two.name.",
         ("examples.one.rate", "0"): "examples.one.rate must be a number above 0, got '0'",
-        ("examples.one.rat", "3"): r"--examples.one.rat is not an option: did you mean examples.one.rate or",
+        ("examples.one.rat", "3"): r"--examples.one.rat is not an option: did you mean --examples.one.rate or",
         ("examples.one", "3"): "--examples.one is not an option",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -1,10 +1,14 @@
 """Meaning of a path: a run, a checkpoint, a pointer, an export, or a weights file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from vitkd_ds.commands.parse import checked
 from vitkd_ds.config import run_folder as folder
+from vitkd_ds.config.run import as_dict
+from vitkd_ds.recipes import build_run
 
 
 def test_only_published_checkpoints_count_and_a_pointer_to_another_is_ignored(tmp_path):
@@ -15,6 +19,24 @@ def test_only_published_checkpoints_count_and_a_pointer_to_another_is_ignored(tm
     for written, found in (("step00000004\n", "step00000004"), ("step4", "")):
         (tmp_path / "latest").write_text(written)
         assert folder.pointer(tmp_path, "latest") == found and folder.newest(tmp_path) == (found or "step00000010")
+
+
+def test_a_path_that_exists_only_where_the_run_was_started_is_rejected_with_that_folder(tmp_path, monkeypatch):
+    workdir = tmp_path / "project" / "runs" / "x"
+    workdir.mkdir(parents=True)
+    demo = build_run("demo")
+    run = replace(demo, workdir="runs/x", data=replace(demo.data, val="photos/val.beton"))
+    (workdir / "config.json").write_text(json.dumps({"run": as_dict(run)}))
+    rerun = replace(run, workdir=str(workdir))
+    monkeypatch.chdir(tmp_path)
+    folder.check_paths(rerun)  # missing there too, so that another check explains it
+    (tmp_path / "project" / "photos").mkdir()
+    (tmp_path / "project" / "photos" / "val.beton").touch()
+    with pytest.raises(ValueError, match=rf"^photos/val.beton does not .* was started in {tmp_path}/project. Rerun"):
+        checked(rerun)
+    for place, known in ((tmp_path / "project", rerun), (tmp_path, replace(rerun, workdir=str(tmp_path / "new")))):
+        monkeypatch.chdir(place)
+        folder.check_paths(known)
 
 
 @pytest.mark.parametrize("latest, found", [(3, "step00000002"), (99, "step00000010"), (1, "step00000010")])

@@ -53,8 +53,9 @@ MEANT = {
 
 @pytest.mark.parametrize("names, ours", MEANT.items())
 def test_a_name_from_another_program_leads_to_ours(names, ours):
+    with_dashes = " or ".join(f"--{name}" for name in ours.split(" or "))
     for name in names.split():
-        with pytest.raises(ValueError, match=re.escape(f"--{name} is not an option: did you mean {ours}?")):
+        with pytest.raises(ValueError, match=re.escape(f"--{name} is not an option: did you mean {with_dashes}?")):
             apply_options(build_run("demo"), {name: "1"})
 
 

@@ -58,7 +58,7 @@ def test_where_a_teacher_is_placed_may_change_whatever_its_name():
     (OTHER | {"teachers.other.keep_tokens": "4"}, "teachers.other.keep_tokens=4 drops tokens that losses"),
     (OTHER | {"teachers.other.checkpoint": "random"}, "teachers.other.model is not set"),
     (OTHER | {"teachers.a b.model": "x"}, "a teacher's name may contain only letters, digits, - and _, got 'a b'"),
-    (OTHER | {"teachers.other.fp9": "true"}, "--teachers.other.fp9 is not an option: did you mean teachers.other.fp8"),
+    (OTHER | {"teachers.other.fp9": "true"}, "--teachers.other.fp9 is not an option: did you mean --teachers.other"),
     (OTHER | {"teachers.other.fp8": "maybe"}, "teachers.other.fp8 must be true or false, got 'maybe'"),
     ({"teachers.teacher.fp8": "maybe"}, "teacher.fp8 must be true or false, got 'maybe'.*--teacher.fp8"),
     (OTHER | {"teacher": "none"}, "--teachers.other.checkpoint and --teacher none exclude each other"),

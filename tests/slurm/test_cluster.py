@@ -28,7 +28,7 @@ def test_a_rejected_job_ends_at_once_and_its_log_is_in_the_checkouts_logs_folder
     job = cluster.call("sbatch", "--parsable", *words).strip()  # without the --output of `submit`
     cluster.until_state(job, "COMPLETED", "FAILED", timeout_s=60)
     assert cluster.job(job)["ExitCode"] == "2:0" and cluster.job(job)["Restarts"] == "0"
-    assert "did you mean workdir" in (tmp_path / "logs" / f"vitkd_tiny-{job}.log").read_text()
+    assert "did you mean --workdir" in (tmp_path / "logs" / f"vitkd_tiny-{job}.log").read_text()
 
 
 def test_if_one_node_lacks_data_all_ranks_exit_and_the_job_is_not_requeued(cluster, tmp_path, small_beton):

@@ -89,8 +89,7 @@ class RunLock:
             return False
         if self._is_alive(holder):
             raise ValueError(
-                f"{self.path.parent} is in use by {name_of(holder)}. Wait for that job, or pass another --workdir. "
-                f"(If it is dead, this command can take over its lock {self.stale_s:.0f} s after the last heartbeat.)"
+                f"{self.path.parent} is in use by {name_of(holder)}. Wait for that job, or pass another --workdir."
             )
         # If several jobs try to replace a dead one, the one that creates the claim succeeds.
         claim = self.path.with_name(f".lock.after.{holder['token']}")

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from vitkd_ds.config.overrides import nearest
-from vitkd_ds.config.run_folder import CHECKPOINTS, check_is_new, find_student, find_weights, read_student
+from vitkd_ds.config.run_folder import CHECKPOINTS, check_is_new, find_student, find_weights, read_student, run_beside
 
 GRAPHS = ("onnx", "torch_export")
 FORMATS = ("timm", *GRAPHS, "hf")
@@ -26,12 +26,26 @@ def check_student(student: str, images: Iterable[str] = (), teacher: str = "") -
         find_weights(teacher, "--teacher")
 
 
-def check_export(source: str, destination: str, format: str = "timm") -> None:
-    """Raise ValueError if the source has no student, the destination exists, or the format is unknown."""
+def check_has_images(student: str, option: str = "--val") -> None:
+    """Raise ValueError if the student belongs to no run, whose images a command could use without `option`."""
+    folder = read_student(partial(find_student, student), lambda folder: folder)
+    if run_beside(folder) is None:
+        raise ValueError(
+            f"no images: {folder} does not belong to a run. Pass {option} with a .beton, a packed class folder or demo."
+        )
+
+
+def check_export(source: str, destination: str, format: str = "timm", val: str = "") -> None:
+    """Raise ValueError without a student, with an existing destination, an unknown format, or a graph without images.
+
+    A graph is compared with torch on `val` or on the images of the student's run.
+    """
     if format not in FORMATS:
         raise ValueError(f"--format {format} is unknown: {nearest(format, FORMATS)}")
     if not (Path(source) / CHECKPOINTS).is_dir():  # a run folder: --which chooses its checkpoint later
         check_student(source)
+        if format in GRAPHS and not val:
+            check_has_images(source)
     check_is_new(Path(destination))
 
 

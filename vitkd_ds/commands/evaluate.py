@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from vitkd_ds.commands.early import check_has_images
 from vitkd_ds.commands.pack.folders import find_packed
 from vitkd_ds.commands.predict import first_device, open_exported
 from vitkd_ds.commands.probe import probe_exported
@@ -59,8 +60,8 @@ def evaluate_exported(
     classes = exported.classes
     device = first_device()
     kept = run.data.classes if run and not val else ""  # subset of its classes that the run uses
-    if not val and not run:
-        raise ValueError(f"no validation data: {exported.folder} does not belong to a run. Pass --val.")
+    if not val:
+        check_has_images(student)
     val = val or exported.own_images("val")
     # A student without a classifier needs no labels, so any labels are ignored.
     most = run.data.max_val_images if run else 0

@@ -12,6 +12,7 @@ from vitkd_ds.config.help import field_help
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import convert, nearest_option
 from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import check_paths
 from vitkd_ds.data.augment.policy import parse_rand_augment
 from vitkd_ds.data.classes import count_classes
 from vitkd_ds.recipes import build_run
@@ -100,6 +101,7 @@ def checked(run: Run) -> Run:
         ValueError: settings or data are inconsistent.
     """
     check_run(run)
+    check_paths(run)
     if not run.data.num_classes:
         run = replace(run, data=replace(run.data, num_classes=count_classes(run.data)))
     check_classes(run)

@@ -20,11 +20,11 @@ from vitkd_ds.config.run import DataConfig, Run
 from vitkd_ds.config.run_folder import (
     CONFIG,
     EXPORTED,
-    STUDENT,
     find_student,
     read_description,
     read_run,
     read_student,
+    run_beside,
     student_files,
     with_found_paths,
 )
@@ -92,10 +92,9 @@ def open_exported(student: str) -> Exported:
     find = partial(find_student, student)
     folder, description = read_student(find, lambda folder: (folder, read_description(folder, EXPORTED)))
     # The description has architecture and preprocessing; a run's config.json adds data and teacher.
-    places = (folder, folder.parent.parent) if (folder / STUDENT).is_file() else ()  # not the hub's config.json
-    beside = [place for place in places if (place / CONFIG).is_file()]
-    run = with_found_paths(read_run(beside[0]), beside[0]) if beside else None
-    return Exported(student, folder, description, run, next(iter(beside), None))
+    beside = run_beside(folder)
+    run = with_found_paths(read_run(beside), beside) if beside else None
+    return Exported(student, folder, description, run, beside)
 
 
 def load_student(student: str | Path) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from vitkd_ds.commands.early import check_has_images
 from vitkd_ds.commands.pack.folders import find_packed
 from vitkd_ds.commands.predict import Exported, first_device, open_exported
 from vitkd_ds.data.beton.format import check_beton
@@ -55,8 +56,8 @@ def probe_exported(
 
 def _labelled(exported: Exported, split: str, path: str) -> str:
     """Return the .beton of --train or --val. Raise ValueError if there is none or it has no labels."""
-    if not path and exported.run is None:
-        raise ValueError(f"no labelled images: {exported.folder} does not belong to a run. Pass --{split}.")
+    if not path:
+        check_has_images(exported.source, f"--{split}")
     # A run without labels may have separate labelled images for k-NN.
     path = path or exported.own_images(f"knn_{split}" if getattr(exported.run.data, f"knn_{split}") else split)
     found = str(demo_beton(split)) if path == "demo" else find_packed(split, path)

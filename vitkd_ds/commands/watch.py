@@ -32,6 +32,7 @@ def watch(run: str) -> dict[str, Any]:
     total_steps = _total_steps(folder)
     progress = Progress(total_steps, start_step=0)
     evaluated = -1
+    shown: dict[str, Any] = {}
     state = ""
     try:
         while True:
@@ -41,13 +42,15 @@ def watch(run: str) -> dict[str, Any]:
                 progress.close()
                 total_steps = _total_steps(folder)
                 progress = Progress(total_steps, start_step=0)
-            for line in (line for line in lines if EVALUATED in line and line["step"] > evaluated):
-                logger.info("%s", progress_line(line["step"], total_steps, _values(line)))
-                evaluated = line["step"]
-            if steps := [line for line in lines if isinstance(line.get("total"), int | float)]:
-                last = steps[-1]
-                text = progress_line(last["step"], total_steps, _values(last))
-                progress.show(last["step"], f"total {last['total']:.4g}", text)
+            newest = next((line for line in reversed(lines) if isinstance(line.get("total"), int | float)), shown)
+            for line in lines:
+                text = progress_line(line["step"], total_steps, _values(line))
+                if EVALUATED in line and line["step"] > evaluated:
+                    logger.info("%s", text)
+                    evaluated = line["step"]
+                elif line is newest and line != shown:  # a resumed run repeats its earlier lines
+                    progress.show(line["step"], f"total {line['total']:.4g}", text)
+                    shown = line
             if is_done:
                 return read_json(folder / SUMMARY, {})
             if (now := _state(folder)) != state:

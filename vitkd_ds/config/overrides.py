@@ -37,8 +37,8 @@ class Setting(NamedTuple):
     """Whether the run contains the group of this setting."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a hint for an unknown name: the nearest valid names, or all of them if they are few."""
+def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """Return a hint for an unknown name: the nearest valid names after `prefix`, or all of them if they are few."""
     valid = sorted(set(valid))
     close = [key for key in valid if key.endswith(f".{name}")]  # "lr" suggests "optim.lr"
     if not close:
@@ -46,16 +46,16 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         likeness = [difflib.SequenceMatcher(None, key, name).ratio() for key in close]
         close = [key for key, ratio in zip(close, likeness) if ratio > max(likeness) - NEARLY_AS_CLOSE]
     if close:
-        return f"did you mean {' or '.join(close)}?"
+        return f"did you mean {' or '.join(prefix + key for key in close)}?"
     if len(valid) > MANY:
         return f"none of the {len(valid)} valid names is similar"
-    return f"valid names are {', '.join(valid)}"
+    return f"valid names are {', '.join(prefix + key for key in valid)}"
 
 
 def nearest_option(name: str, valid: Iterable[str]) -> str:
     """Return a hint for an unknown option: its equivalent if another program has it, else the nearest names."""
     valid = set(valid)
-    return advice(name, valid) or nearest(name, valid)
+    return advice(name, valid) or nearest(name, valid, "--")
 
 
 def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:

@@ -20,6 +20,7 @@ KINDS = {
     int: "a whole number",
     float: "a number",
     tuple: "numbers with commas, such as 0.08,1",
+    tuple[int, ...]: "whole numbers with commas, such as 2,11",
     collections.abc.Mapping: 'a JSON object, such as {"depth": 4}',
 }
 """Description of a type's values. Any other type accepts text as it is."""
@@ -98,7 +99,7 @@ def what(field: FieldInfo) -> str:
         return rules[0]
     if get_origin(field.annotation) is Literal:
         return f"one of {', '.join(get_args(field.annotation))}"
-    kind = KINDS.get(get_origin(field.annotation) or field.annotation, "text")
+    kind = KINDS.get(field.annotation) or KINDS.get(get_origin(field.annotation), "text")
     found = [(name, getattr(item, name, None)) for item in field.metadata for name in ("gt", "ge", "lt", "le")]
     limits = {name: limit for name, limit in found if limit is not None}
     if len(limits) < 2:

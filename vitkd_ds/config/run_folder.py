@@ -132,6 +132,12 @@ def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
     return use(find())
 
 
+def run_beside(folder: Path) -> Path | None:
+    """Return the run folder, or the checkpoint with its config.json, of a student's folder; None for an export."""
+    places = (folder, folder.parent.parent) if (folder / STUDENT).is_file() else ()  # not the hub's config.json
+    return next((place for place in places if (place / CONFIG).is_file()), None)
+
+
 def find_weights(source: str, key: str) -> Path:
     """Return the weight file for `source`: a file itself, or the student of a run, checkpoint or export.
 
@@ -245,15 +251,37 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{file} contains no run of this version: {error}") from None
 
 
-def with_found_paths(run: Run, folder: Path) -> Run:
-    """Return a run with its relative paths resolved from where `train` was started.
+def started_in(run: Run, folder: Path) -> Path | None:
+    """Return the folder in which `train` was started, if it is known and not the current one.
 
     `folder` is the run's present folder. If its path ends with the run's relative --workdir, the part in front of it is
-    where `train` was started. Paths that do not exist there stay unchanged.
+    where `train` was started.
     """
     workdir, place = Path(run.workdir), folder.resolve()
     start = Path(*place.parts[: len(place.parts) - len(workdir.parts)])
-    if workdir.is_absolute() or start / workdir != place or start == Path.cwd():
+    return None if workdir.is_absolute() or start / workdir != place or start == Path.cwd() else start
+
+
+def check_paths(run: Run) -> None:
+    """Raise ValueError if a path of the run exists only in the folder in which the run was started."""
+    paths = [getattr(run.data, key) for key in PATHS_OF_DATA]
+    missing = [path for path in paths if path not in NO_PATHS and not os.path.exists(path)]
+    folder = Path(run.workdir)
+    start = started_in(read_run(folder), folder) if missing and (folder / CONFIG).is_file() else None
+    if start and (start / missing[0]).exists():
+        raise ValueError(
+            f"{missing[0]} does not exist in this folder. The run in {folder} was started in {start}. Rerun its "
+            "command there."
+        )
+
+
+def with_found_paths(run: Run, folder: Path) -> Run:
+    """Return a run with its relative paths resolved from where `train` was started.
+
+    Paths that do not exist there stay unchanged.
+    """
+    start = started_in(run, folder)
+    if start is None:
         return run
 
     def found(part: Any, *keys: str) -> Any:

@@ -109,5 +109,5 @@ def advice(name: str, valid: Collection[str]) -> str:
     name = name.lower().replace("-", "_")
     ours = [key for key, others in NAMES.items() if name in others.split() and key.partition("=")[0] in valid]
     if ours:
-        return f"did you mean {' or '.join(ours)}?"
+        return f"did you mean {' or '.join('--' + key for key in ours)}?"
     return next((remedy for remedy, others in ELSEWHERE.items() if name in others.split()), "")

@@ -152,7 +152,7 @@ def test_a_run_knows_its_images_even_from_a_folder_never_packed(tmp_path, small_
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "student does not belong to a run, so there are no images .* Pass --val"),
+        ({}, "no images: .*student does not belong to a run. Pass --val"),
         (
             {"val": "{}/student"},
             "val must be a .beton or a folder with a folder per class, got .*. Pack it first",

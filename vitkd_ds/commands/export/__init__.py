@@ -44,7 +44,7 @@ def export(
         ValueError: there is nothing to export, `destination` exists, options are inconsistent, a graph's outputs differ
             from torch's, or the hub returns an error.
     """
-    check_export(source, destination, format)
+    check_export(source, destination, format, val)
     if val and format not in GRAPHS:
         raise ValueError(f"--val needs --format onnx or torch_export, got --format {format}. Remove --val.")
     if push and format != "hf":

@@ -82,16 +82,10 @@ def validation_images(exported: Exported, val: str) -> Tensor:
 
     Values are in 0..255, cropped as in evaluation. Labels are not needed.
     """
-    run = exported.run
     backend = "ffcv"
-    if not val and run is None:
-        raise ValueError(
-            f"{exported.folder} does not belong to a run, so there are no images to compare the graph with torch on. "
-            "Pass --val with a .beton, a packed class folder or demo."
-        )
     if not val:
         val = exported.own_images("val")
-        backend = run.data.backend
+        backend = exported.run.data.backend
     path = val if backend == "torchvision" else find_packed("val", val)
     data = exported.data(
         path, num_classes=0, labels="ignore", max_val_images=NUM_IMAGES, on_bad="skip", backend=backend

@@ -82,8 +82,7 @@ def pack(
     _check_dst(dst, workers=workers)
     source = open_source(src, labels=labels, classes=classes, split=split)
     settings = {"source": source.kind, "num_images": len(source.labels), "fingerprint": source.fingerprint()}
-    settings |= asdict(encoding) | {"shuffle": shuffle}
-    folder = open_unfinished(dst, settings, restart=restart)
+    folder = open_unfinished(dst, settings | asdict(encoding) | {"shuffle": shuffle}, restart=restart)
     # Slurm ends processes with SIGTERM. Treat it like Ctrl-C, which keeps finished parts.
     with handled_by(signal.default_int_handler, signal.SIGTERM), folder as unfinished:
         _check_dst(dst, workers=workers)  # the last holder of the lock may have finished it
