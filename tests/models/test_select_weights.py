@@ -1,0 +1,137 @@
+"""Weights selected from a larger model, compared with a plain form of the source's rule and with the larger model."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from vitkd_ds.models.select_weights import indices, select_weights
+
+SMALL = {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 5}
+WIDE = {"img_size": 32, "embed_dim": 96, "num_heads": 6, "depth": 4, "num_classes": 7}
+EVA = ["eva02_base_patch14_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "vit_pe_core_tiny_patch16_384"]
+
+
+def make(name, **arguments):
+    """Build a timm model in which every weight is a distinct random number."""
+    if "patch14" in name:
+        arguments["img_size"] = 28
+    model = timm.create_model(name, **arguments).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.1 * torch.randn(weight.shape, dtype=torch.float64))
+    return model
+
+
+def of_every_dimension(tensor, shape):
+    """Select k * (w // s) in every dimension, as the source does for any tensor."""
+    for dim, (wide, narrow) in enumerate(zip(tensor.shape, shape)):
+        tensor = tensor.index_select(dim, torch.tensor([k * (wide // narrow) for k in range(narrow)]))
+    return tensor
+
+
+def rows_of_heads(heads, head_dim, parts, size):
+    """Return the row numbers of whole heads in `parts` stacked parts of `size` rows."""
+    return [part * size + head * head_dim + row for part in range(parts) for head in heads for row in range(head_dim)]
+
+
+def test_every_tensor_but_the_classifier_equals_that_of_the_source():
+    student, source = make("deit_tiny_patch16_224", **SMALL), make("deit_tiny_patch16_224", **WIDE)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    said = select_weights(student, source, heads="even", blocks="first")
+    for name, tensor in student.state_dict().items():
+        is_head = name.startswith("head.")
+        expected = before[name] if is_head else of_every_dimension(source.state_dict()[name], tensor.shape)
+        assert torch.equal(tensor, expected), name
+    assert said == (
+        "48 of 96 channels, 3 of 6 heads (even), 192 of 384 hidden units, and blocks 0, 1 of 4; random: head.weight, "
+        "head.bias"
+    )
+
+
+def test_whole_heads_are_the_same_rows_of_queries_keys_and_values_and_columns_of_proj():
+    student, source = make("deit_tiny_patch16_224", **SMALL), make("deit_tiny_patch16_224", **WIDE)
+    select_weights(student, source, heads="whole", blocks="even")
+    for number, block in enumerate((0, 2)):
+        own, wide = student.blocks[number].attn, source.blocks[block].attn
+        rows = rows_of_heads([0, 2, 4], 16, parts=3, size=96)
+        assert torch.equal(own.qkv.weight, wide.qkv.weight[rows][:, ::2])
+        assert torch.equal(own.qkv.bias, wide.qkv.bias[rows])
+        assert torch.equal(own.proj.weight, wide.proj.weight[::2][:, rows_of_heads([0, 2, 4], 16, 1, 96)])
+
+
+@pytest.mark.parametrize("source, student", [
+    ("deit3_small_patch16_224", "deit_tiny_patch16_224"), ("deit_tiny_patch16_224", "deit3_small_patch16_224"),
+])  # fmt: skip
+def test_layer_scale_and_the_class_tokens_position_are_folded_exactly(source, student):
+    student, source = make(student, **SMALL), make(source, **SMALL)
+    images = torch.randn(2, 3, 32, 32)
+    for model in (student, source):
+        model.double()
+    select_weights(student, source, heads="whole", blocks="first")
+    with torch.no_grad():
+        found, expected = (model.forward_features(images.double()) for model in (student, source))
+    assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", EVA)
+def test_a_model_selected_at_full_size_is_the_source_itself_also_for_class_eva(name):
+    sizes = {key: value for key, value in WIDE.items() if key != "num_classes"} | {"num_classes": 0}
+    student, source = make(name, **sizes), make(name, **sizes)
+    select_weights(student, source, heads="whole", blocks="even")
+    size = 28 if "patch14" in name else 32
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(student.forward_features(images), source.forward_features(images))
+
+
+@pytest.mark.parametrize("name", EVA[:2])
+def test_gates_and_values_of_a_gated_mlp_share_the_hidden_units_of_fc2(name):
+    sizes = {"depth": 1, "num_classes": 0}
+    student = make(name, embed_dim=48, num_heads=3, **sizes)
+    source = make(name, embed_dim=96, num_heads=6, **sizes)
+    select_weights(student, source, heads="whole", blocks="first")
+    own, wide = (model.blocks[0] for model in (student, source))
+    narrow, hidden = (block.mlp.fc2.in_features for block in (own, wide))
+    assert (narrow, hidden) == (128, 256)
+    assert torch.equal(own.mlp.fc2.weight, wide.mlp.fc2.weight[::2, ::2])
+    if hasattr(own.mlp, "fc1"):
+        assert torch.equal(own.mlp.fc1.weight, wide.mlp.fc1.weight[::2, ::2]), "both halves, each from its half"
+    else:
+        assert torch.equal(own.mlp.fc1_g.weight, wide.mlp.fc1_g.weight[::2, ::2])
+        assert torch.equal(own.mlp.fc1_x.bias, wide.mlp.fc1_x.bias[::2])
+        assert torch.equal(own.mlp.norm.weight, wide.mlp.norm.weight[::2])
+    rows = rows_of_heads([0, 2, 4], 16, parts=1, size=96)
+    if hasattr(own.attn, "q_bias") and own.attn.q_bias is not None:
+        assert torch.equal(own.attn.v_bias, wide.attn.v_bias[rows])
+    else:
+        assert torch.equal(own.attn.k_proj.weight, wide.attn.k_proj.weight[rows][:, ::2])
+
+
+@pytest.mark.parametrize("size, wanted", [(12, 12), (12, 4), (12, 5), (7, 3), (5, 1), (768, 192), (384, 192), (10, 9)])
+def test_indices_are_multiples_if_they_can_be_and_else_evenly_spread(size, wanted):
+    step = size // wanted if size % wanted == 0 else (size - 1) / (wanted - 1)
+    expected = [round(k * step) for k in range(wanted)]
+    assert indices(size, wanted).tolist() == expected == sorted(set(expected))
+    assert indices(size, wanted).dtype == torch.int64 and np.diff(expected, append=size).min() >= 1
+
+
+@pytest.mark.parametrize("student, source, options, message", [
+    ({"embed_dim": 192, "num_heads": 6}, {}, {}, "larger than the model .*: cannot select 192 of 96. Choose"),
+    ({"depth": 5}, {}, {}, "larger than the model .*: cannot select 5 of 4"),
+    ({"img_size": 48}, {}, {}, r"\(3, 3\)\), but the model to select from has \(\(16, 16\), \(2, 2\)\)"),
+    ({"qkv_bias": False}, {}, {}, "differ in attn.qkv.bias"),
+    ({"name": EVA[2]}, {}, {}, "but the student is a Eva, and the other model a Visi"),
+    ({"name": EVA[2]}, {"name": EVA[2]}, {"heads": "even"}, "rotary .* need whole .* got student.select_heads=even"),
+    ({"name": EVA[2], "num_heads": 1}, {"name": EVA[2]}, {}, "and 48 channels per head for 16"),
+])  # fmt: skip
+def test_models_that_differ_in_more_than_size_are_rejected(student, source, options, message):
+    student, source = (
+        SMALL | {"name": "deit_tiny_patch16_224"} | student,
+        WIDE | {"name": "deit_tiny_patch16_224"} | source,
+    )
+    models = [make(sizes.pop("name"), **sizes) for sizes in (student, source)]
+    before = {name: tensor.clone() for name, tensor in models[0].state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        select_weights(*models, **{"heads": "whole", "blocks": "first"} | options)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in models[0].state_dict().items())

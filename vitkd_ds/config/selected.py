@@ -1,0 +1,53 @@
+"""The setting `student.init=select:SOURCE`: initial weights that are selected from a larger model. Imports no torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vitkd_ds.config.run import StudentConfig, TeacherConfig
+from vitkd_ds.config.run_folder import description_beside, model_of
+
+SELECT = "select:"
+HUB = "hub:"
+
+
+def is_selected(init: str) -> bool:
+    """Return whether a value of `student.init` selects weights from another model."""
+    return init.startswith(SELECT)
+
+
+def selected_file(init: str, teachers: Mapping[str, TeacherConfig]) -> str:
+    """Return the path of the weights to select from; "" if SOURCE is a teacher of the run or on the hub."""
+    source = init.removeprefix(SELECT)
+    return "" if not is_selected(init) or source in teachers or source.startswith(HUB) else source
+
+
+def source_of(init: str, teachers: Mapping[str, TeacherConfig]) -> TeacherConfig:
+    """Return the model and weights to select from.
+
+    Raises:
+        ValueError: SOURCE is a file without a description of its model.
+    """
+    source = init.removeprefix(SELECT)
+    if source in teachers:
+        return teachers[source]
+    if source.startswith(HUB):
+        return TeacherConfig(model=source.removeprefix(HUB))
+    described = model_of(description_beside(Path(source)))
+    if not described:
+        raise ValueError(
+            f"student.init={init}: {source} has no description of its model. Pass a run, a checkpoint or an export, or "
+            "give the file to a teacher and pass --student.init=select:teacher."
+        )
+    return TeacherConfig(checkpoint=source, **described)
+
+
+def normalization_source(student: StudentConfig, teachers: Mapping[str, TeacherConfig]) -> StudentConfig:
+    """Return the student, or, if its weights are selected, a student that stands for the model they come from.
+
+    A selected patch embedding expects the other model's normalisation.
+    """
+    if not is_selected(student.init):
+        return student
+    source = source_of(student.init, teachers)
+    init = source.checkpoint if source.checkpoint not in ("demo", "random") else ""
+    return StudentConfig(model=source.model, init=init)
