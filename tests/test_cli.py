@@ -40,7 +40,7 @@ def test_the_demo_parses_and_values_keep_their_text_or_convert_by_field_type():
     ({"seed": "1_0"}, "seed must be a whole number, 0 or more, got '1_0'"),
     ({"compile": "maybe"}, "compile must be one of off, default, max-autotune, reduce-overhead, got 'maybe'"),
     ({"debug": "maybe"}, "--debug must be true or false"),
-    ({"data.crop_scale": "1"}, "data.crop_scale must be two numbers with a comma, 0 < low"),
+    ({"data.crop_scale": "1"}, "data.crop_scale must be two numbers separated by a comma, 0 < low"),
     ({"student.model_args": "[1]"}, "student.model_args must be a JSON object"),
     ({"recipe": "demo_plain", "teacher.placement": "shard"}, "teacher.model is not set, and recipe demo_p"),
     ({"recipe": "demo_plain", "teacher.model": "x"}, "the teacher is not used: none of kd, nkd, vitkd"),
