@@ -159,7 +159,7 @@ class DistillationTokenTerm(Term, place="losses.distillation_token"):
 
 @dataclass(frozen=True)
 class VkDTerm(Term, place="losses.vkd"):
-    """Distillation of pooled tokens by an orthogonal projector, `vitkd_ds.losses.vkd_loss`. Accepts any timm teacher."""
+    """Distillation of pooled tokens by an orthogonal projector, `vitkd_ds.losses.vkd_loss`, for any timm teacher."""
 
     module = "vitkd_ds.losses.vkd:VkD"
     needs = Needs(tokens=True)
@@ -201,8 +201,8 @@ class FeatureTerm(Term, place="losses.feature"):
 class RelationTerm(Term, place="losses.relation"):
     """Distillation of cosine similarities, `vitkd_ds.losses.relation`.
 
-    The term compares the tokens of an image with each other, and the image with recent images. Both models need the same
-    patch grid.
+    The term compares the tokens of an image with each other, and the image with recent images. Both models need the
+    same patch grid.
     """
 
     module = "vitkd_ds.losses.relation:Relation"

@@ -113,9 +113,9 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
 
 
 def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
-    """Keep the weights that the run in workdir was started with if the option's value `given` names the same run.
+    """Keep the weights that the run in workdir was started with, if they and the option `given` are of the same run.
 
-    The source run may have a newer checkpoint by now. Switching to it would change a run that has already started.
+    That source run may have a newer checkpoint by now. Switching to it would change a run that has already started.
     """
     config = run.models[role]
     key, words = WEIGHTS[type(config)]

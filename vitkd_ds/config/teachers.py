@@ -82,7 +82,7 @@ def settings_to_store(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_from_file(_: type, tree: Any) -> Any:
-    """Convert settings as config.json stores them to fields of `Run`, as its validator; return other input unchanged."""
+    """Convert settings as config.json stores them to fields of `Run`, whose validator this is; keep other input."""
     if not isinstance(tree, dict) or USUAL not in tree or MANY in tree:
         return tree
     return {MANY if key == USUAL else key: read(tree) if key == USUAL else value for key, value in tree.items()}
