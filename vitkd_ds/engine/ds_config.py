@@ -1,7 +1,7 @@
 """Find and read DeepSpeed's JSON files, insert the recipe's values, and validate the result.
 
 Each setting has one owner. The recipe owns batch sizes, clipping, optimizer and schedule. The file owns all other
-engine settings, and may have "auto" for numbers of the recipe. If file and recipe disagree, the error shows both numbers.
+engine settings, and may have "auto" for numbers of the recipe. If file and recipe disagree, the error shows both.
 """
 
 import json

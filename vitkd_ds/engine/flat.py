@@ -35,7 +35,7 @@ class Group:
 
 
 class Place(NamedTuple):
-    """Location of a weight in its group's row: the joined weights of the group, which ZeRO splits into equal partitions."""
+    """Location of a weight in its group's row: the group's weights joined, which ZeRO splits into equal partitions."""
 
     start: int
     """Index of the weight's first element in the row."""
@@ -186,7 +186,7 @@ def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Par
 
 
 def _deal(group: Group, num_ranks: int) -> list[list[nn.Parameter]]:
-    """Return the weights of each rank. The costliest are assigned first, each to the rank with the least work so far."""
+    """Return the weights of each rank. The costliest are assigned first, each to the rank with least work so far."""
     cost = group.cost or nn.Parameter.numel
     runs: list[list[nn.Parameter]] = [[] for _ in range(num_ranks)]
     for p in sorted(group.params, key=cost, reverse=True):

@@ -71,7 +71,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 class Collector(CheckpointEngine):
-    """Checkpoint engine that writes no files, but collects their contents in `saved` by name. It loads with `load_file`."""
+    """Checkpoint engine that collects the contents of files in `saved`, by name. It loads files with `load_file`."""
 
     def __init__(self) -> None:
         super().__init__()
