@@ -53,7 +53,7 @@ def test_the_demo_parses_and_values_keep_their_text_or_convert_by_field_type():
     ({"recipe": "images", "teacher": "none", "data.train": "x.beton", "data.val": "y"}, "x.beton.* does not exist"),
     ({"epochs": "2"}, "optim.warmup_epochs \\(2\\) must be less than epochs \\(2\\)"),
     ({"optim.warmup_fraction": "0.1"}, "optim.warmup_epochs=2 and optim.warmup_fraction=0.1 exclude each other"),
-    ({"optim.min_lr": "0.01"}, "optim.min_lr must be at most the peak learning rate, which is 0.0015 for 48 "),
+    ({"optim.min_lr": "0.01"}, "optim.min_lr must be at most the peak learning rate, which is 0.0015 for global_batch_size=48 "),
     ({"optim.lr": "1e-3", "global_batch_size": "12", "optim.min_lr": "3e-4"}, "and 0.00025 for global_batch_size=12"),
     ({"recipe": "demo_plain", "losses.nkd.weight": "1"}, "losses.nkd needs a teacher"),
     ({"losses.nkd.weight": "0", "losses.vitkd.weight": "0"}, "the teacher is not used: none of kd, nkd, vitkd"),

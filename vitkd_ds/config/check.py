@@ -71,8 +71,8 @@ def check_classes(run: Run) -> None:
         raise ValueError(f"data.knn_train and data.knn_val go together, got {given[0]} only. Give both or none.")
     if given and data.num_classes:
         raise ValueError(
-            f"data.knn_train is for runs without labels, got data.num_classes={data.num_classes}. Omit it and "
-            "data.knn_val."
+            f"data.knn_train is for runs without labels, got data.num_classes={data.num_classes}. Omit "
+            "data.knn_train and data.knn_val."
         )
     if data.num_classes and data.labels == "ignore":
         raise ValueError(
@@ -98,7 +98,10 @@ def _check_without_classes(run: Run) -> None:
         )
     for name, teacher in run.teachers.items():
         if teacher.head:
-            raise ValueError(f"{role_of(name)}.head computes class logits, but {why} (data.num_classes=0). Omit it.")
+            raise ValueError(
+                f"{role_of(name)}.head computes class logits, but {why} (data.num_classes=0). "
+                f"Omit --{role_of(name)}.head."
+            )
     if not run.teachers:
         raise ValueError(
             f"no teacher given, but {why} (data.num_classes=0). Pass --teacher.model NAME or --teacher.checkpoint RUN."
@@ -138,8 +141,8 @@ def _check_teachers(run: Run) -> None:
         if not losses.active():
             which = f" and teacher={name}" if len(run.teachers) > 1 else ""
             raise ValueError(
-                f"{called(name)} is not used: none of {', '.join(terms_of_a_teacher(run.losses))} has a weight"
-                f"{which}. Set a weight{which}, or train with --teacher none."
+                f"{called(name)} is not used: none of {', '.join(terms_of_a_teacher(run.losses))} has a weight "
+                f"above 0{which}. Set the weight of one of these terms{which}, or train with --teacher none."
             )
         _check_teacher(role_of(name), teacher, run)
 
@@ -157,7 +160,8 @@ def _check_teacher(role: str, teacher: TeacherConfig, run: Run) -> None:
     if teacher.keep_tokens and comparing:
         raise ValueError(
             f"{role}.keep_tokens={teacher.keep_tokens} drops tokens that losses.{', losses.'.join(comparing)} compare. "
-            f"Set --{role}.keep_tokens=0, or use only losses of logits ({', '.join(terms_of_logits(run.losses))})."
+            f"Set --{role}.keep_tokens=0, or use only terms that compare logits "
+            f"({', '.join(terms_of_logits(run.losses))})."
         )
     if teacher.checkpoint == "random" and not run.debug:
         raise ValueError(f"{role}.checkpoint=random is for --debug runs only. Pass a file or hub, or add --debug.")
@@ -204,7 +208,7 @@ def _check_rate(run: Run) -> None:
         )
     if optim.min_lr > peak_lr(run) and not run.debug:
         raise ValueError(
-            f"optim.min_lr must be at most the peak learning rate, which is {optim.lr:g} for {optim.lr_batch_size} "
-            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, got {optim.min_lr:g}. Lower "
-            "--optim.min_lr, or raise --optim.lr."
+            f"optim.min_lr must be at most the peak learning rate, which is {peak_lr(run):g} for "
+            f"global_batch_size={run.global_batch_size} (optim.lr={optim.lr:g} is for {optim.lr_batch_size} images), "
+            f"got {optim.min_lr:g}. Lower --optim.min_lr, or raise --optim.lr."
         )

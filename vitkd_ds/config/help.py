@@ -18,7 +18,8 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
     """Return the help text of a run's settings in `width` columns. Each setting is shown as the option to type.
 
     Args:
-        run: its values are shown as defaults. For a group that it lacks, the defaults of the group's class are shown.
+        run: the run whose values are shown as defaults. For a group that it lacks, those of the group's class are
+            shown.
         topic: a group (optim, losses, losses.ce) or one field (optim.lr) to show; "" shows everything.
 
     Raises:
@@ -50,7 +51,7 @@ def docstring(setting: Setting) -> str:
 def _heading(setting: Setting) -> str:
     """Return the heading of a setting's group."""
     group = setting.key.rpartition(".")[0] or "run"
-    absent = "" if setting.is_in_run else " The recipe has none; the values are those of a recipe that has one."
+    absent = "" if setting.is_in_run else " The recipe has none, so these are the defaults of a recipe that has one."
     return f"{group}: {inspect.getdoc(setting.owner)}{absent}"
 
 

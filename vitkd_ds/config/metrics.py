@@ -15,7 +15,7 @@ EVALUATED = "val_num_images"
 
 @dataclass(frozen=True)
 class Metric:
-    """Declaration of an evaluation metric. An output whose field, such as `chart`, is empty omits the metric."""
+    """Declaration of an evaluation metric. An output omits the metric if its field, such as `chart`, is empty."""
 
     said: str = ""
     """Name on a model card."""

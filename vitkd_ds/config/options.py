@@ -45,7 +45,7 @@ def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
 
 
 def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
-    """Add the teachers that only options name. If the option `teacher` is "none", remove all teachers instead."""
+    """Add the teachers that the options name and the run lacks, or remove all teachers if `teacher` is "none"."""
     paths = {key: path_of(key) for key in options if key != USUAL}
     own = {key: path[1] for key, path in paths.items() if path[0] == MANY and len(path) == 3}
     if USUAL not in options:
@@ -64,7 +64,7 @@ def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
 def _without_terms_of_a_teacher(run: Run, options: Mapping[str, str]) -> Run:
     """Switch off the terms that need a teacher. A term whose weight is given as an option stays on.
 
-    For such a term, `check_run` raises an error later; with --teacher none, this function does.
+    Such a term is an error. With --teacher none, this function raises ValueError; otherwise `check_run` does so later.
     """
     for name in terms_of_a_teacher(run.losses):
         term, option = getattr(run.losses, name), f"losses.{name}.weight"
@@ -113,9 +113,9 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
 
 
 def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
-    """Keep the weights that the run in workdir was started with, if they and the option `given` are of the same run.
+    """Keep the weights that the run in workdir was started with, if the option `given` names the run they are from.
 
-    That source run may have a newer checkpoint by now. Switching to it would change a run that has already started.
+    That run may have a newer checkpoint by now. Switching to it would change a run that has already started.
     """
     config = run.models[role]
     key, words = WEIGHTS[type(config)]

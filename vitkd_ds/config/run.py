@@ -149,8 +149,8 @@ class DataConfig(Part, place="data"):
     max_val_images: Annotated[int, Ge(0)] = 0
     """Maximum number of validation images, spread evenly over the file; 0 is all. For debug runs."""
     num_workers: Annotated[int, Ge(0)] = 0
-    """Number of decoder threads per rank. 0 means one per CPU that Slurm assigned to the task. Without Slurm, the
-    usable CPUs of a node are divided equally among its ranks."""
+    """Number of decoder threads per rank. 0 means one per CPU of the rank: the CPUs that Slurm assigned to the
+    task, or, without Slurm, an equal share of the node's usable CPUs."""
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,8 @@ class Run(HasModels, Part, place=""):
     global_batch_size: Annotated[int, Gt(0)]
     """Images per optimizer update over all ranks."""
     micro_batch_size_per_gpu: Annotated[int, Gt(0)]
-    """Maximum number of images per forward pass and rank. Gradients are accumulated over the micro-batches of an
-    update. Their size is the largest number within this maximum that divides a rank's share of global_batch_size."""
+    """Maximum number of images per forward pass and rank. The micro-batch size is the largest number up to this
+    maximum that divides a rank's share of global_batch_size. Gradients are accumulated over the micro-batches."""
     epochs: Annotated[Number, Gt(0)]
     """Passes over the training images; a fractional value stops within an epoch."""
     max_steps: Annotated[int, Ge(0)] = 0

@@ -72,7 +72,8 @@ def _read_if_there(read: Callable[[Path], T], path: Path) -> T | None:
 def newest(folder: Path) -> str:
     """Return the name of the checkpoint to resume from, or "" if there is none.
 
-    It is the newest checkpoint up to the one that `latest` names. If there is none up to it, it is the newest of all.
+    This is the checkpoint that `latest` names or, if it is missing, the next older one. If there is neither, this is
+    the newest checkpoint.
     """
     latest, every = pointer(folder, "latest"), tags(folder)
     return next((tag for tag in every if tag <= latest), next(iter(every), ""))
@@ -81,9 +82,9 @@ def newest(folder: Path) -> str:
 def find_student(source: str | Path) -> Path:
     """Return the folder with student.safetensors and student.json of a run, a checkpoint or an export.
 
-    For RUN/best and RUN/latest (or RUN/checkpoints/best and RUN/checkpoints/latest), it is the checkpoint that the file
-    names. For a finished run it is the run folder, for an unfinished run its newest checkpoint, and for a weight file
-    the folder of the file. An export may also have the files of the Hub's format.
+    For RUN/best or RUN/checkpoints/best, return the checkpoint that the file `best` names; `latest` works in the same
+    way. For a finished run, return the run folder; for an unfinished run, its newest checkpoint; for a weight file, the
+    folder of the file. An export may also have the files of the Hub's format.
 
     Raises:
         ValueError: one of the two files is missing.

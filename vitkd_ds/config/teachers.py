@@ -50,7 +50,7 @@ def by_name(value: Any) -> dict[str, Any]:
 
 
 def stored(values: Mapping[str, T]) -> dict[str, Any]:
-    """Return a dict from teacher name to value in the form in which files store it.
+    """Return values by teacher name in the form that files store.
 
     The form is {"teacher": value} for the default teacher only, {"teacher": None} for no teacher, and otherwise
     {"teachers": {name: value}}.
@@ -64,13 +64,16 @@ def places_in_file(names: Collection[str]) -> list[str]:
 
 
 def read(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dict from teacher name to value, from a dict in the form that `stored` returns."""
+    """Return values by teacher name from the form that `stored` returns."""
     usual = content.get(USUAL)
     return dict(content.get(MANY) or {}) if usual is None else {USUAL: usual}
 
 
 def settings_to_store(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's nested settings as config.json stores them. A loss term's `teacher` is omitted if default."""
+    """Return a run's nested settings as config.json stores them.
+
+    The setting `teacher` of a loss term is omitted if it has its default.
+    """
     tree: dict[str, Any] = {}
     for key, value in run.items():
         tree |= stored(value) if key == MANY else {key: value}
@@ -82,7 +85,10 @@ def settings_to_store(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_from_file(_: type, tree: Any) -> Any:
-    """Convert settings as config.json stores them to fields of `Run`, whose validator this is; keep other input."""
+    """Convert settings as config.json stores them to the fields of `Run`. Return any other input unchanged.
+
+    This is the validator of `Run`.
+    """
     if not isinstance(tree, dict) or USUAL not in tree or MANY in tree:
         return tree
     return {MANY if key == USUAL else key: read(tree) if key == USUAL else value for key, value in tree.items()}

@@ -79,9 +79,9 @@ class Term(Part, place="losses"):
     needs = Needs()
     """The term's inputs; a property if they depend on its settings."""
     cost = None
-    """The term's `MeasuredCost`, if it was measured."""
+    """The term's `MeasuredCost`; None if the cost was not measured."""
     lowered_by = {}
-    """For values that the term logs and `weight` does not scale alone: name of the value -> setting that scales it."""
+    """Name of a value that the term logs -> setting that scales this value, where this is not `weight`."""
     is_watched = False
     """Whether evaluations without labels also compute the `metrics` of the term's `LossPart`."""
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch._inductor import list_mode_options
 
 MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "reduce-overhead"}
-"""torch.compile's mode for each choice. Its mode max-autotune is not used, because it also records CUDA graphs."""
+"""torch.compile's mode for each choice. torch's mode max-autotune is not used, because it also records CUDA graphs."""
 
 
 def compile_options(choice: str, *, keeps_addresses: bool = True) -> dict[str, Any]:

@@ -43,8 +43,8 @@ TEACHER_FILES = {
 
 
 AHEAD_BYTES = 400 * 2**20
-"""Maximum bytes of the blocks that a sharded teacher may gather besides the two of `most_blocks`. They are 16 blocks of
-DeiT III-Large, or one block of a 7B model."""
+"""Maximum total bytes of the blocks that a sharded teacher may gather in advance: 16 blocks of DeiT III-Large, or one
+block of a 7B model."""
 
 
 def most_blocks(placement: str, block_bytes: int) -> int:
@@ -123,7 +123,7 @@ def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
 
 
 def check_student(config: dict[str, Any], *, source: str) -> None:
-    """Check the student's configuration. DeepSpeed must leave clipping and its checks to `vitkd_ds.engine.clip`.
+    """Check the student's configuration. DeepSpeed must leave clipping and the finite check to `vitkd_ds.engine.clip`.
 
     Raises:
         ValueError: DeepSpeed would compute the gradient norm or check for non-finite gradients, the ZeRO stage is not

@@ -35,7 +35,10 @@ class Group:
 
 
 class Place(NamedTuple):
-    """Location of a weight in its group's row: the group's weights joined, which ZeRO splits into equal partitions."""
+    """Location of a weight in the row of its group.
+
+    The row consists of all weights of the group, one after another. ZeRO splits it into equal partitions.
+    """
 
     start: int
     """Index of the weight's first element in the row."""
@@ -45,9 +48,9 @@ class Place(NamedTuple):
 class FlatModule(nn.Module):
     """Wrapper that replaces a module's parameters with a few flat parameters for the engine.
 
-    The parameters in `groups` are removed from the module. Buffers, frozen parameters, and train or eval mode stay.
-    During forward, each weight is a view into its flat parameter. A flat gradient is complete once backward has reached
-    all its weights.
+    The parameters in `groups` are removed from the module. Buffers, frozen parameters, and train or eval mode stay
+    unchanged. During forward, each weight is a view into its flat parameter. A flat gradient is complete once backward
+    has reached all its weights.
 
     Args:
         module: module on the CPU, in fp32.
@@ -174,7 +177,7 @@ def _numel(params: Sequence[nn.Parameter]) -> int:
 
 
 def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Parameter]]:
-    """Split a list of parameters into runs of at most `max_numel` elements. A longer parameter is a run of its own."""
+    """Split a list of parameters into lists of at most `max_numel` elements. A longer parameter gets its own list."""
     run: list[nn.Parameter] = []
     for p in params:
         if run and _numel(run) + p.numel() > max_numel:

@@ -1,9 +1,9 @@
 """Collect DeepSpeed's state files for writing, read them safely, and repartition them.
 
 DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so a full disk on one rank would hang the
-others. Therefore `Collector` replaces its checkpoint engine and only collects the state; `vitkd_ds.checkpoint.save`
-writes it. The files have the format of an engine without flat parameters, so DeepSpeed and earlier versions of this
-package can read them.
+others. Therefore `Collector` replaces DeepSpeed's checkpoint engine. It only collects the state, and
+`vitkd_ds.checkpoint.save` writes it. The files have the format of an engine without flat parameters, so DeepSpeed and
+earlier versions of this package can read them.
 
 For each optimizer group, the file of a rank contains its partition of the group's row (`vitkd_ds.engine.flat.Place`):
 fp32 weights, optimizer states and moving average. The file also has the position of each weight's fragment in the

@@ -46,7 +46,10 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
 
 
 class Outcome:
-    """Result of one update, reduced over the ranks. It is copied to the host asynchronously; reading waits for it."""
+    """Result of one update, reduced over the ranks and copied to the host asynchronously.
+
+    Reading a value waits until the copy is complete.
+    """
 
     def __init__(self, agreed: Tensor) -> None:
         self._event = None

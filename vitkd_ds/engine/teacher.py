@@ -108,8 +108,8 @@ class Teacher:
     """Frozen model that computes the features of images, without gradients and always in eval mode.
 
     It is not an nn.Module, so it cannot end up in the student's module, optimizer, moving average or checkpoint, and
-    `train()` on the student does not reach it. All ranks must build it and call it equally often. With
-    torch.compile, a replica is compiled as a whole, and a sharded teacher block by block.
+    `train()` on the student does not reach it. All ranks must build it and call it equally often. With torch.compile, a
+    replica is compiled as a whole, and a sharded teacher block by block.
 
     Args:
         name: the teacher's name in `run.teachers`.
@@ -213,10 +213,10 @@ class Pace:
 
     DeepSpeed gathers a block when the host enters it and frees it when the host leaves it. The GPU can reuse the memory
     only after computing the block. A host that is ten blocks ahead therefore holds ten gathered blocks, and a host that
-    copies an offloaded teacher faster than the GPU computes holds the whole model. Therefore, after
-    each block, the host waits until the GPU has computed an earlier one. Meanwhile the GPU computes the block that the
-    host has just left, and the next block is copied. Blocks that DeepSpeed prefetches (`stage3_prefetch_bucket_size`)
-    are not counted.
+    copies an offloaded teacher faster than the GPU computes holds the whole model. Therefore, after each block,
+    the host waits until the GPU has computed an earlier one. Meanwhile the GPU computes the block that the host has
+    just left, and the next block is copied. Blocks that DeepSpeed prefetches (`stage3_prefetch_bucket_size`) are not
+    counted.
 
     Create it after DeepSpeed's engine, because hooks that were registered earlier run before the block is freed.
 

@@ -42,8 +42,8 @@ def build_student(
     """Build the student on the CPU in fp32, initialised according to `config.init`.
 
     The classifier is random if the weights have another number of classes, or if their student.json lists other names
-    than `classes`. All other weights must fit exactly. A position embedding for
-    another patch grid is interpolated if the configuration allows it.
+    than `classes`. All other weights must fit exactly. A position embedding for another patch grid is interpolated if
+    `config.allow_other_resolution` is set.
 
     Args:
         classes: class names of the data in label order; None if unknown.
@@ -90,8 +90,8 @@ def build_teacher(
         needs_logits: a term compares logits, so the classifier must have data.num_classes. If False, a classifier for
             another number of classes is dropped, and num_classes of the model is 0. With `config.head`, the probe in
             that file replaces the classifier. `tap_features` computes the logits with it, as `model.linear_head`.
-        stream: if possible, leave the weights in their file. The model is on the meta device, and its
-            `weight_stream` is a `WeightStream`. This needs an instance of TOKEN_MODELS, and safetensors that fit it.
+        stream: if possible, leave the weights in their file. The model is then on the meta device, and its
+            `weight_stream` is a `WeightStream`. This needs an instance of TOKEN_MODELS and safetensors that fit it.
 
     Raises:
         ValueError: as in `build_student`.

@@ -96,8 +96,7 @@ def term_cost(term: Term, pair: PairInfo, *, num_classes: int) -> tuple[int, int
 
     The bytes are those of the teacher's bf16 features and of the tensors that autograd saves. The student's features do
     not count, because they belong to the cost of the student. The term runs on the CPU on zeros, with one image and
-    with two images, and the difference is the cost per image.
-    Operations are counted as in `forward_flops`.
+    with two images, and the difference is the cost per image. Operations are counted as in `forward_flops`.
     """
     part = part_of(term)(term, pair)
     for parameter in part.parameters():  # but not the buffers, because some stay in fp32

@@ -2,8 +2,9 @@
 
 Tensor names end in the names of their axes: B images of a micro-batch on one rank; C, H, W channels, height and width;
 P patch tokens; N all tokens (prefix and patches); D embedding width (Ds student, Dt teacher); K classes; A heads;
-L selected blocks, or in `kept_BL` selected patches. timm's
-`forward_intermediates` returns block outputs, so no backbone is modified.
+L selected blocks, or in `kept_BL` selected patches.
+
+timm's `forward_intermediates` returns block outputs, so no backbone is modified.
 """
 
 from typing import Any, Sequence
@@ -35,9 +36,9 @@ def tap_features(
     Args:
         model: the model, in train or eval mode.
         images_BCHW: normalised images in the model's dtype.
-        blocks: indices of the blocks whose outputs to return, in ascending order from 0. They need an instance of
-            TOKEN_MODELS. For any timm model, () returns logits, pooled feature and final tokens, and None returns only
-            logits.
+        blocks: indices of the blocks whose outputs to return, in ascending order from 0. Only an instance of
+            TOKEN_MODELS has such outputs. For any timm model, () returns logits, pooled feature and final tokens, and
+            None returns only logits.
         maps: the model's `AttentionMaps`, whose maps to include in the result; None for no maps.
 
     Returns:

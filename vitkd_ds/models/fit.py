@@ -121,7 +121,7 @@ def _misfit_of_classifier(model: nn.Module, state: Mapping[str, Tensor], key: st
 
 
 def _at_own_grid(model: nn.Module, state: dict[str, Tensor], *, source: str, is_allowed: bool) -> dict[str, Tensor]:
-    """Return the weights under timm's current names, with the position embedding interpolated to the model's grid."""
+    """Return the weights under timm's current names; interpolate the position embedding if necessary and allowed."""
     own = model.state_dict()
     patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     # timm's filter silently resizes patch embeddings of another patch size and drops a pre-logits layer. Neither may go

@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def fp32_products(allow_tf32: bool) -> Iterator[None]:
-    """In this context, a GPU computes fp32 matrix products and convolutions in TF32 if allowed, else in full fp32."""
+    """In this context, fp32 matrix products and convolutions on a GPU use TF32 if `allow_tf32`, and full fp32 otherwise."""
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
     try:

@@ -29,7 +29,7 @@ def load_head(
 ) -> LinearHead:
     """Load a linear probe from a file with one weight and at most one bias. Their names do not matter.
 
-    The shape of the weight is [K, dim]; for a model with a class token, it may also be [K, 2 dim]. That of the bias is [K].
+    The weight is [K, dim]. If the model has a class token, it may instead be [K, 2 dim]. The bias is [K].
 
     Args:
         path: weight file.

@@ -70,8 +70,8 @@ def check_selection(student: nn.Module, teacher: nn.Module, keep_tokens: int, *,
     if student.cls_token is None or len(student.blocks) < 2 or not isinstance(getattr(last, "attn", None), Attention):
         raise ValueError(
             f"{key} needs a student with a class token, two or more blocks, and timm's Attention, got "
-            f"{type(student).__name__} with {len(student.blocks)} blocks, {type(last).__name__}, class token "
-            f"{student.cls_token is not None}. Set --{place}.keep_tokens=0."
+            f"{type(student).__name__} with {len(student.blocks)} blocks of type {type(last).__name__} and "
+            f"{'no' if student.cls_token is None else 'a'} class token. Set --{place}.keep_tokens=0."
         )
     grids = [model.patch_embed.grid_size for model in (student, teacher)]
     if grids[0] != grids[1]:

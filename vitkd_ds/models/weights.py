@@ -1,9 +1,9 @@
 """Read weights from a file without running code from it, and rename them to timm's keys.
 
 The file may come from timm (including exported students), facebookresearch/deit (DeiT and DeiT III), mmcls, mmpretrain
-or cls_KD. It may be a .safetensors file or a torch pickle, with only the weights or with a training checkpoint. A key
-without a rule stays unchanged, so that strict loading reports it. DeiT III's `gamma_1` also stays unchanged, because
-timm's filter renames it later.
+or cls_KD. It may be a .safetensors file or a torch pickle, and contain only the weights or a training checkpoint. A key
+without a renaming rule stays unchanged, so that strict loading reports it. DeiT III's `gamma_1` also stays unchanged,
+because timm's filter renames it later.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers from keys, also of several wrappers around each other.
+    """Remove the prefixes of wrappers from keys, including those of nested wrappers.
 
     A prefix is removed if more than half of the keys have it. If any key starts with `student.`, only keys with this
     prefix are kept. torch.compile's `_orig_mod.` is removed anywhere in a key.

@@ -1,9 +1,9 @@
 """Interface of an optimizer, with the moving average and update skipping that all optimizers share.
 
 DeepSpeed passes the optimizer this rank's partition of the fp32 master weights, one tensor per group. The average is
-optimizer state, so it is fp32, sharded by ZeRO and saved in checkpoints without extra code. bf16
-would be too coarse: with a decay of 0.99996, an update moves the average by 4e-5 of its difference from the weights,
-which bf16 cannot resolve.
+optimizer state, so it is fp32, sharded by ZeRO and saved in checkpoints without extra code. bf16 would
+be too coarse: with a decay of 0.99996, an update moves the average by 4e-5 of its difference from the weights, which
+bf16 cannot resolve.
 """
 
 from importlib import import_module
