@@ -128,10 +128,10 @@ class DKDTerm(Term, place="losses.dkd"):
     needs = Needs(logits=True, labels=True)
 
     alpha: Annotated[Number, Ge(0)] = 1.0
-    """Weight of the summand for the target class, which compares the label's probability with that of all other
-    classes."""
+    """Weight of the summand for the target class, which compares how the models divide probability between the
+    label and all other classes."""
     beta: Annotated[Number, Ge(0)] = 0.5
-    """Weight of the summand for the non-target classes, which compares the distributions over the other classes."""
+    """Weight of the summand for the non-target classes, which compares the models' distributions over these classes."""
     temperature: Annotated[Number, Gt(0)] = 1.0
     """Divisor of all logits. A higher value gives softer probabilities."""
 

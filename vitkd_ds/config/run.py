@@ -75,8 +75,8 @@ class TeacherConfig(Part, place="teacher"):
     summary.json records them."""
     head: str = ""
     """File with a linear probe, which computes class logits from the features of the teacher. The file contains a
-    weight and a bias. The probe's input is the class token, or the class token followed by the mean patch token. ""
-    means no probe."""
+    weight and possibly a bias. The probe's input is the class token, or the class token followed by the mean patch
+    token. "" means no probe."""
     image_size: Annotated[int, Interval(ge=0, le=4096)] = 0
     """Height and width of the teacher's input in pixels. The crops are resized to it; 0 means data.image_size."""
     placement: Literal["shard", "replica", "offload"] = "shard"
