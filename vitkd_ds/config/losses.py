@@ -179,10 +179,8 @@ class SpectralTerm(PairedBlocksTerm, place="losses.spectral"):
 
 @dataclass(frozen=True)
 class FeatureTerm(Term, place="losses.feature"):
-    """Distillation of class and patch tokens by adapters, `vitkd_ds.losses.feature`.
-
-    It needs no labels and accepts any timm teacher.
-    """
+    """Distillation of class and patch tokens by adapters, `vitkd_ds.losses.feature`. It needs no labels and accepts any
+    timm teacher."""
 
     module = "vitkd_ds.losses.feature:Feature"
     needs = Needs(tokens=True)
@@ -199,11 +197,8 @@ class FeatureTerm(Term, place="losses.feature"):
 
 @dataclass(frozen=True)
 class RelationTerm(Term, place="losses.relation"):
-    """Distillation of cosine similarities, `vitkd_ds.losses.relation`.
-
-    The term compares the tokens of an image with each other, and the image with recent images. Both models need the
-    same patch grid.
-    """
+    """Distillation of cosine similarities, `vitkd_ds.losses.relation`: between the tokens of an image, and between the
+    image and recent images. Both models need the same patch grid."""
 
     module = "vitkd_ds.losses.relation:Relation"
     needs = Needs(tokens=True)
