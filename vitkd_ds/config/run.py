@@ -28,7 +28,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", *(point.name for point 
 """Built-in trackers, and trackers of other installed packages."""
 NAMES_OF_TRACKERS = Rule(
     lambda names: set(names) <= set(TRACKERS) and len(set(names)) == len(names),
-    f"names of {', '.join(TRACKERS)}, separated by commas, none of them twice",
+    f"names of {', '.join(TRACKERS)}, each once, separated by commas",
 )
 
 
