@@ -105,7 +105,7 @@ def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
     (["train", "--recipe=./none", "--debug"], "--debug needs a named recipe, got the stored run ./none"),
     (["show", "demo", "--recipe=no/run"], "no run at no/run"),
     (["doctor", "--recipe=no/run"], "no run at no/run"),
-    (["doctor", "--epochs=2"], "optim.warmup_epochs must be less than epochs"),
+    (["doctor", "--epochs=2"], "optim.warmup_epochs (2) must be less than epochs (2)"),
     (["plan", "--recipe=no/run"], "no run at no/run"),
     (["plan", "--recipe=demo", "--hardware=h10"], "--hardware h10 is unknown: did you mean h100"),
     (["eval", "no-run"], "no-run is not a run, checkpoint or exported student"),

@@ -49,7 +49,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_a_damaged_checkpoint_is_skipped(wh
     commands[2].append(f"--resume={whole_run}/checkpoints/step00000028")
     said = [outcome["said"] for outcome in run_several(2, tmp_path / "commands", commands)]
     assert f"step {int(tag.removeprefix('step'))} of 30" in said[0]
-    assert f"step00000030: {STATE_FILE} must" in said[1]
+    assert f"step00000030: {STATE_FILE} has 0 bytes instead of" in said[1]
     assert "step 28 of 30" in said[1] and "step 28 of 30" in said[2]
     assert_same_result(tmp_path / "killed", whole_run)
     for name in ("damaged", "branch"):

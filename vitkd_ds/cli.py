@@ -160,7 +160,7 @@ def evaluate(student: str, **options: Any) -> None:
 
 @command("compare")
 def compare(*runs: str, **options: Any) -> None:
-    """Compare runs: accuracy, size, speed, and mean differences of several seeds."""
+    """Compare runs: accuracy, size, speed, and differences over seeds."""
     from vitkd_ds.commands.compare import compare as compare_runs
 
     print(compare_runs(*runs, **options))

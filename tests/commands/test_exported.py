@@ -67,7 +67,7 @@ def test_a_student_is_searched_again_only_if_it_has_been_deleted(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_student(lambda: tries.append(0) or tmp_path / "there", lambda folder: use(folder))
     assert len(tries) == 1
-    with pytest.raises(ValueError, match="is no run, checkpoint or exported student"):
+    with pytest.raises(ValueError, match="is not a run, checkpoint or exported student"):
         load_student(tmp_path / "nothing")
 
 

@@ -100,7 +100,7 @@ def test_an_incompatible_state_is_rejected(shuffled, beton, tmp_path):
         (loader_of(shuffled, order="quasi_random"), state, "order random, but the loader has quasi_random"),
         (loader_of(shuffled, augment=AugmentConfig(repeats=3)), state, "repeats 1, but the loader has 3"),
         (loader_of(write_beton(tmp_path, 50, write_mode="raw")), state, "saved with fingerprint"),
-        (loader_of(shuffled, micro_batch_size=12), state | {"images": 2}, "the 46 remaining images .* got 12 x 1"),
+        (loader_of(shuffled, micro_batch_size=12), state | {"images": 2}, "has 46 images left, .*12 x 1"),
         (loader, state | {"images": -4}, "image -4 of epoch 0 is out of range"),
         (loader, state | {"images": 49}, "image 49 of epoch 0 .* has 48 images"),
         (loader, state | {"epoch": -1}, "epoch -1"),

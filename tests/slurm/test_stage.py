@@ -123,7 +123,7 @@ def test_a_wrong_copy_is_not_published(beton, tmp_path):
     copy = tmp_path / "train.beton"
     for text, message in (
         ('/usr/bin/tee "$1"; printf x | dd of="$1" seek=9 bs=1 conv=notrunc status=none', "in size or checksum"),
-        ('head -c 100 >"$1"; exit 1', "could not be written"),
+        ('head -c 100 >"$1"; exit 1', "could not copy"),
     ):
         done = stage(beton, copy, check=False, PATH=put(tmp_path, "tee", text))
         assert done.returncode == 1 and message in done.stderr

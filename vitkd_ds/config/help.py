@@ -29,7 +29,7 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
     chosen = [setting for setting in settings if not topic or f"{setting.key}.".startswith(f"{topic}.")]
     if not chosen:
         names = {name for setting in settings for name in accumulate(setting.key.split("."), "{}.{}".format)}
-        raise ValueError(f"--help {topic}: no such group or field; {nearest_option(topic, names)}")
+        raise ValueError(f"--help {topic}: no such group or field; {nearest_option(topic, names, prefix='')}")
     lines = []
     whole_words = {"width": width, "break_long_words": False, "break_on_hyphens": False}
     for heading, group in groupby(chosen, key=_heading):

@@ -55,10 +55,10 @@ def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
     return f"valid names are {', '.join(prefix + key for key in valid)}"
 
 
-def nearest_option(name: str, valid: Iterable[str]) -> str:
+def nearest_option(name: str, valid: Iterable[str], prefix: str = "--") -> str:
     """Return a hint for an unknown option: our equivalent of another program's option, or else the nearest names."""
     valid = set(valid)
-    return advice(name, valid) or nearest(name, valid, "--")
+    return advice(name, valid, prefix) or nearest(name, valid, prefix)
 
 
 def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:

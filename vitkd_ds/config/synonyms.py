@@ -99,15 +99,16 @@ ELSEWHERE = {
 """Hint -> options of other programs that have no equivalent here."""
 
 
-def advice(name: str, valid: Collection[str]) -> str:
+def advice(name: str, valid: Collection[str], prefix: str) -> str:
     """Return a hint if `name` is an option of another program; otherwise "".
 
     Args:
         name: the option without leading dashes.
         valid: options of the command.
+        prefix: text in front of each of our options in the hint.
     """
     name = name.lower().replace("-", "_")
     ours = [key for key, others in NAMES.items() if name in others.split() and key.partition("=")[0] in valid]
     if ours:
-        return f"did you mean {' or '.join('--' + key for key in ours)}?"
+        return f"did you mean {' or '.join(prefix + key for key in ours)}?"
     return next((remedy for remedy, others in ELSEWHERE.items() if name in others.split()), "")

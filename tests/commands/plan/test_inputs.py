@@ -282,5 +282,5 @@ def test_a_given_file_determines_images_bytes_and_derived_values(tmp_path, monke
     with pytest.raises(ValueError, match="40 training images are fewer than one global batch .global_batch_size=48"):
         plan_text(replace(own, global_batch_size=48), nodes=1, gpus=1)
     twice.path.write_bytes(twice.path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="own.beton' must be .* bytes long"):
+    with pytest.raises(ValueError, match="own.beton' must have .* bytes according to its header"):
         plan_text(own, nodes=1, gpus=1)

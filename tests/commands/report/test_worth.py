@@ -52,7 +52,7 @@ def test_for_one_seed_the_interval_is_over_images_and_other_settings_are_named()
     results = [taught("t", 80.0), run("p", 75.0, lr=2)]
     low, high = paired_interval(200, 10, 0)
     words = "gain from the teacher: top-1 compared with p, {}seed 0. The runs also differ in optim.lr"
-    with_interval = words.format(f"95 % interval [{low:+.2f}, {high:+.2f}], over the images, ")
+    with_interval = words.format(f"95 % interval [{low:+.2f}, {high:+.2f}], from the images, ")
     assert worth(results, [answered(160), answered(150)]) == ("+5.00 points", with_interval)
     assert worth(results, [answered(160), None]) == ("+5.00 points", words.format(""))
     # Of two runs without a teacher, the one with closer settings is chosen.
