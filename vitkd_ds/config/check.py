@@ -142,7 +142,7 @@ def _check_teachers(run: Run) -> None:
             which = f" and teacher={name}" if len(run.teachers) > 1 else ""
             raise ValueError(
                 f"{called(name)} is not used: none of {', '.join(terms_of_a_teacher(run.losses))} has a weight "
-                f"above 0{which}. Set the weight of one of these terms{which}, or train with --teacher none."
+                f"above 0{which}. Set a weight{which}, or train with --teacher none."
             )
         _check_teacher(role_of(name), teacher, run)
 
