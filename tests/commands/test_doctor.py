@@ -100,7 +100,7 @@ def test_all_problems_are_reported_together_with_their_nodes(demo_cache, two_dis
     assert_found(
         outputs[0],
         "error teacher",
-        f"{teacher} is damaged or no safetensors file",
+        f"{teacher} is damaged or not a safetensors file",
         "error run folder",
         f"cannot write to {workdir}: Not a directory",
         "rank 1 on node1: 'val.beton' has a bad image: image",

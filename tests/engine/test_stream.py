@@ -143,7 +143,7 @@ def test_rank_0_reads_each_block_once_and_the_features_equal_the_whole_models(tm
 
 
 @pytest.mark.parametrize("damage, message", [
-    ("short", r"dinov3\.safetensors is damaged or no safetensors file"),
+    ("short", r"dinov3\.safetensors is damaged or not a safetensors file"),
     ("integers", r"must be F64, F32, F16, BF16, got blocks\.0\.\S+ I64. Convert the file"),
     ("other model", r"teacher\.checkpoint=\S+ does not fit the configured model.*of another shape"),
     ("no such part", r"no weight file at \S+b\.safetensors"),
