@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DECODED, BAD_JPEG, BAD_SIZE, SHORT_READ, BAD_CRC, BAD_COLOURS, BAD_ROW, NO_MEMORY = range(8)
 MISSING_SCANS, UNKNOWN_KIND = 8, 9
-"""Statuses of an image, with the same numbers as in `csrc/decode.h`. Pixels are valid only if it is `DECODED`."""
+"""Status of an image, with the same numbers as in `csrc/decode.h`. Pixels are valid only if it is `DECODED`."""
 STATUS_TEXT = {
     BAD_JPEG: "is a damaged JPEG",
     BAD_SIZE: "differs in height, width or number of bytes from the file's table",
@@ -108,7 +108,7 @@ def augment(images_BHWC: np.ndarray, plan: Plan) -> None:
 
 
 def restart_interval(width: int, mcu_width: int) -> int:
-    """Return the number of MCUs between two restart markers of a JPEG with which crops are fast to decode.
+    """Return how many MCUs should lie between two restart markers of a JPEG, so that crops are fast to decode.
 
     An MCU is a block of pixels that a JPEG codes as a unit. The returned number divides the number of MCUs per row.
 

@@ -147,7 +147,7 @@ def _class_text(tar: Path, file: BinaryIO, member: Member) -> str:
     """Read the text of a class; raise ValueError if it is too long. Truncated texts could become equal."""
     if member.size > MAX_CLASS_BYTES:
         raise ValueError(
-            f"{member.name!r} in {str(tar)!r} has {member.size} bytes, a class must have at most {MAX_CLASS_BYTES}. "
+            f"{member.name!r} in {str(tar)!r} has {member.size} bytes; the maximum for a class is {MAX_CLASS_BYTES}. "
             "Write only the number or name of the class."
         )
     file.seek(member.offset)
