@@ -6,8 +6,10 @@ generator, thread, device or math library.
 
 **Differs** from timm's mode "pixel", which draws N(0, 1) after normalisation. Mean and standard deviation are the same,
 but here the images are uint8, so the noise is rounded and clipped to 0..255. With ImageNet's mean and standard
-deviation, about 3 % of the noise is clipped. **Differs** from the code of ViTKD (mmcls, mode "rand" with a fill_std),
-which also clips the noise, but truncates it instead of rounding. Its noise is half a level darker on average.
+deviation, about 3 % of the noise is clipped.
+
+**Differs** from the code of ViTKD (mmcls, mode "rand" with a fill_std), which also clips the noise, but truncates it
+instead of rounding. Its noise is half a level darker on average.
 """
 
 import functools

@@ -4,7 +4,7 @@ A ``<name>.beton`` has two FFCV fields, ``image`` (RGB) and ``label`` (integer).
 names nor checksums. If a .beton lacks its last byte, for example, training with FFCV silently uses a wrong image.
 Therefore, each .beton has a side file: the JSON file ``<name>.beton.json`` in the same folder. It stores the class
 names, the size of the .beton in bytes, the CRC32 of its tables, and the length and CRC32 of every image. `check_beton`
-raises an error if the two files do not match. This takes milliseconds (a tenth of a second for ImageNet), because it
+raises an error if the two files do not match. It takes milliseconds (a tenth of a second for ImageNet), because it
 neither imports FFCV nor reads the images.
 """
 
@@ -24,7 +24,10 @@ FFCV_FORMAT = 2
 FIELDS = (("image", 2), ("label", 1))
 """Name and FFCV type number of each field, in file order: RGBImageField and IntField."""
 PAGE_BYTES = 8 * 2**20
-"""FFCV's default page size in bytes. An image lies within one page, so a larger image makes all pages larger."""
+"""FFCV's default page size in bytes.
+
+An image lies within one page, so an image above this size makes all pages larger.
+"""
 JPEG_MODE, RAW_MODE = 0, 1
 """FFCV's numbers for images stored as JPEG and for images stored as raw pixels."""
 

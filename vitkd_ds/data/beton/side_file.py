@@ -81,8 +81,7 @@ def read_side(path: Path) -> dict:
 
     Raises:
         ValueError: the side file is missing or damaged, or its format has another version.
-
-    Unreadable: the disk failed.
+        Unreadable: the disk failed at every attempt.
     """
     side = side_path(path)
     if not side.is_file():
