@@ -23,7 +23,7 @@ WINDOW_BYTES = 4 * 2**30
 
 
 def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
-    """Return the number of whole global batches in an epoch; raise ValueError if there is none."""
+    """Return the number of whole global batches in an epoch; raise ValueError if there are too few images for one."""
     if num_images < global_batch_size:
         raise ValueError(
             f"{num_images} training images are fewer than one global batch (global_batch_size={global_batch_size}). "

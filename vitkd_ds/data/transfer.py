@@ -37,7 +37,7 @@ class CopyStream:
         self._stream = torch.cuda.Stream(device)
 
     def copy(self, values: np.ndarray) -> tuple[Tensor, torch.cuda.Event]:
-        """Queue a copy, and make later work on the current stream wait for it.
+        """Queue a copy to the GPU, and make later work on the current stream wait for it.
 
         Returns:
             The tensor, and an event after which the array may be overwritten.

@@ -21,9 +21,9 @@ from vitkd_ds.config.run import AugmentConfig, DataConfig, OptimConfig, Run, Stu
 def deit_tiny_from_deit3_small() -> Run:
     """DeiT-Tiny from DeiT III-Small.
 
-    Command: `deepspeed --quiet train.py --recipe deit_tiny_from_deit3_small --data.train
-    train.beton --data.val val.beton`. Published top-1: 77.78 (74.42 without distillation, 76.06 with only ViTKD); not
-    yet reproduced here. The paper's hardware: 4 GPUs x 256 images.
+    Command: `deepspeed --quiet train.py --recipe deit_tiny_from_deit3_small --data.train train.beton --data.val
+    val.beton`. Published top-1: 77.78 (74.42 without distillation, 76.06 with only ViTKD); not yet reproduced here. The
+    paper's hardware: 4 GPUs with 256 images each.
     """
     return _paper_run("deit_tiny_from_deit3_small", "deit_tiny_patch16_224", "deit3_small")
 
@@ -31,8 +31,9 @@ def deit_tiny_from_deit3_small() -> Run:
 def deit_small_from_deit3_base() -> Run:
     """DeiT-Small from DeiT III-Base.
 
-    Command: as for the Tiny pair, with `--recipe deit_small_from_deit3_base`. Published top-1: 83.59 (80.55 without
-    distillation, 81.95 with only ViTKD); not yet reproduced here. The paper's hardware: 4 GPUs x 256 images.
+    Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_small_from_deit3_base`. Published top-1: 83.59
+    (80.55 without distillation, 81.95 with only ViTKD); not yet reproduced here. The paper's hardware: 4 GPUs with 256
+    images each.
     """
     return _paper_run("deit_small_from_deit3_base", "deit_small_patch16_224", "deit3_base")
 
@@ -40,9 +41,9 @@ def deit_small_from_deit3_base() -> Run:
 def deit_base_from_deit3_large() -> Run:
     """DeiT-Base from DeiT III-Large, with drop path and a moving average of the weights.
 
-    Command: `sbatch slurm/vitkd_base.sh`, or as for the Tiny pair with `--recipe deit_base_from_deit3_large`. Published
-    top-1: 85.41 (81.76 without distillation, 83.46 with only ViTKD); not yet reproduced here. The paper's hardware: 16
-    GPUs x 64 images.
+    Command: `sbatch slurm/vitkd_base.sh`, or as for `deit_tiny_from_deit3_small` with `--recipe
+    deit_base_from_deit3_large`. Published top-1: 85.41 (81.76 without distillation, 83.46 with only ViTKD); not yet
+    reproduced here. The paper's hardware: 16 GPUs with 64 images each.
     """
     run = _paper_run("deit_base_from_deit3_large", "deit_base_patch16_224", "deit3_large")
     student = replace(run.student, drop_path_rate=0.1)
@@ -57,8 +58,9 @@ def deit_small_from_deit3_base_3augment() -> Run:
     for evaluation. Unlike in DeiT III, which uses LAMB and binary cross-entropy, the optimizer, the losses and the
     number of epochs are those of the ViTKD paper.
 
-    Command: as for the Tiny pair, with `--recipe deit_small_from_deit3_base_3augment`. Expected top-1: unknown, because
-    no results of ViTKD with this augmentation are published. Hardware: as for the Small pair.
+    Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_small_from_deit3_base_3augment`. Expected top-1:
+    unknown, because no results of ViTKD with this augmentation are published. Hardware: as for
+    `deit_small_from_deit3_base`.
     """
     run = _paper_run("deit_small_from_deit3_base_3augment", "deit_small_patch16_224", "deit3_base")
     return replace(

@@ -151,7 +151,7 @@ class Decoder:
         self._identity = self._look()
 
     def _look(self) -> list[tuple[int, ...]]:
-        """Return values that change when the open file, or the file now at its path, is modified or replaced."""
+        """Return values that change if the open file is modified, or if another file is moved to its path."""
         stats = [os.fstat(self.fd)]
         if os.path.exists(self._path):  # a file may be removed while it is open
             stats.append(os.stat(self._path))

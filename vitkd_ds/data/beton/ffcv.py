@@ -53,7 +53,7 @@ Compiler.set_num_threads = classmethod(_note_num_threads)
 BATCHES_AHEAD = 3
 """Number of micro-batches that are decoded ahead. FFCV's ring of buffers holds two more."""
 POLL_S = 1.0
-"""Interval in seconds at which a waiting reader checks that the decoding thread is alive."""
+"""Interval in seconds at which `take`, while it waits, checks that the decoding thread is alive."""
 
 
 class DecodingThread(EpochIterator):
@@ -81,7 +81,7 @@ class DecodingThread(EpochIterator):
             self.error = error
 
     def take(self) -> tuple | None:
-        """Return the next micro-batch, or None at the end; raise RuntimeError if the thread has died."""
+        """Return the next micro-batch, or None after the last one; raise RuntimeError if the thread has died."""
         while True:
             alive = self.is_alive()  # checked first, so that batches queued before its death are still returned
             try:
@@ -120,7 +120,7 @@ class _NoMemory(nullcontext):
     state_type = state = None
 
     def compile_reader(self):
-        """Do nothing, because nothing reads through FFCV."""
+        """Do nothing, because our operation does not read the file through FFCV."""
 
     def schedule_epoch(self, batches):
         """Load nothing, and return this object as the context of the epoch."""
@@ -151,7 +151,7 @@ class TamedLoader(FFCVLoader):
         self.reader.alloc_table = None  # frees 24 bytes per image; the decoder's table has this data
 
     def generate_code(self) -> None:
-        """Let FFCV generate its pipeline code without compiling it, since our operation is already compiled."""
+        """Let FFCV generate the code of its pipeline without compiling it; our operation is already compiled."""
         was_enabled = Compiler.is_enabled
         Compiler.set_enabled(False)
         try:

@@ -55,7 +55,7 @@ class CropDecoder(Operation):
         return lambda samples, buffers, metadata, storage_state: self.decode(samples, *buffers)
 
     def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Decode samples into the given arrays, and return the arrays."""
+        """Decode samples into the given arrays, and return these arrays."""
         stored = self.decoder.table[samples["index"]]
         rows = self.crops.rows(samples, stored["height"], stored["width"])
         size = self.crops.size
@@ -105,12 +105,12 @@ class CropLoader(TamedLoader):
         self.decoder.close()
 
     def pages(self) -> dict[str, Any]:
-        """Return image offsets and page size, for `vitkd_ds.data.order.quasi_random_order`."""
+        """Return the first three arguments of `vitkd_ds.data.order.quasi_random_order`."""
         offsets_N = self.decoder.table["offset"]
         return {"offsets_N": offsets_N, "file_bytes": os.stat(self.fname).st_size, "page_bytes": self._page_bytes}
 
     def is_there(self, index: int) -> bool:
-        """Return whether the file is long enough to contain an image."""
+        """Return whether the file is long enough to contain image `index`."""
         image = self.decoder.table[index]
         return int(image["offset"]) + int(image["size"]) <= os.fstat(self.decoder.fd).st_size
 

@@ -1,4 +1,4 @@
-"""Read the class list of `--classes`, which defines the labels: a text file or a .beton."""
+"""Read the file of `--classes`, a text file or a .beton that lists the classes."""
 
 from collections import Counter
 from pathlib import Path

@@ -67,7 +67,7 @@ def open_class_tars(src: Path) -> Source:
 
 
 def open_flat_tar(src: Path, labels_file: str) -> Source:
-    """List the images of ImageNet's validation tar, with labels from a file; sorted wnids define the label numbers.
+    """List the images of ImageNet's validation tar. A file gives their classes; sorted wnids define the labels.
 
     Raises:
         ValueError: the labels are missing, unreadable or incomplete, or the tar is damaged.
