@@ -36,15 +36,11 @@ def build_loader(
         split: "train" (shuffled, random crops, only whole global batches) or "val" (each image once, central crops).
         augment: augmentation after the crop in training; None disables it. Mixup and CutMix are in `train.mixing`.
         micro_batch_size: images per forward pass on this rank.
-        global_batch_size: images per optimizer step over all ranks, only for training. None means one micro-batch per
-            rank.
-        classes: names of the training classes in label order. The split's labels are renumbered to match them. With
-            None, the split's own labels are used.
+        global_batch_size: images per training step over all ranks; None means one micro-batch per rank.
+        classes: training classes in label order, to which labels are renumbered; None keeps the split's own labels.
         device: device of the returned micro-batches.
-        normalize: pair (mean, std) of 3 numbers each, for pixel values from 0 to 1. Images are then returned as fp32 (x
-            / 255 - mean) / std. With None, they are returned as uint8.
-        statistics: the model's pair (mean, std). It determines RandAugment's fill colour and the noise of random
-            erasing.
+        normalize: (mean, std), 3 numbers each, to return fp32 images (x / 255 - mean) / std; None returns uint8.
+        statistics: the model's (mean, std), for RandAugment's fill colour and for the noise of random erasing.
 
     Raises:
         ValueError: an argument, a file or a class is invalid.
