@@ -228,7 +228,7 @@ def test_images_without_labels_open_as_data_without_classes(unlabelled, small_be
 
 @pytest.mark.parametrize("changes, message", [
     ({"train": "labelled", "val": "labelled"}, "data.train must have data.num_classes=0 classes, but .* has 10: set "
-     "--data.num_classes=10, or train without them with --data.labels=ignore"),
+     "--data.num_classes=10, or train without labels .--data.labels=ignore."),
     ({"val": "labelled"}, "(data.val.) has classes that data.train does not have: .* pack both with --labels none, "
      "ignore them with --data.labels=ignore"),
     ({"train": "labelled", "num_classes": 10}, "(data.val.) has no labels, but data.train has classes"),
