@@ -3,8 +3,7 @@
 The paper gives two reasons for this design. Tokens of shallow blocks attend mostly to themselves and cannot be
 regenerated from one another, so linear layers map the student's tokens directly to the teacher's. Directly matching
 tokens of deep blocks hurts the student. Therefore some of the student's deep tokens are masked, and a small
-convolutional
-projector generates the teacher's tokens at the masked positions.
+convolutional projector generates the teacher's tokens at the masked positions.
 """
 
 import math
