@@ -108,8 +108,8 @@ def _pairs(partner_B: Tensor) -> Iterable[tuple[Any, Any]]:
     """Return pairs of an image index and a partner index.
 
     On a GPU, a single pair covers the whole micro-batch: a slice of all images, and the tensor of all partners. On a
-    CPU, there is one pair of integers per image. There, temporaries for one image stay in the cache, and an integer index gives a view; indexing with a tensor
-    would copy byte by byte.
+    CPU, there is one pair of integers per image. There, temporaries for one
+    image stay in the cache, and an integer index gives a view, while indexing with a tensor would copy byte by byte.
     """
     return [(slice(None), partner_B)] if partner_B.is_cuda else enumerate(partner_B.tolist())
 
@@ -190,13 +190,14 @@ def mix_step(
 ) -> tuple[Tensor | T, Tensor]:
     """Mix a micro-batch with a run's settings (see `mix`), and seed torch's generator for masks and drop path.
 
-    Random draws are keyed by seed, step and `place`, so they do not depend on the number of ranks, and checkpoints need
-    no generator state.
+    All random draws depend only on the run's seed, `step` and `place`. Therefore they are the same for any number of
+    ranks, and checkpoints need no generator state.
 
     Args:
+        step: number of completed updates.
         place: index of the micro-batch in the step, counted over all ranks.
-        render: called with the raw images and their `Mixing` (None if mixing is off); its result replaces the mixed
-            images.
+        render: function that gets the images and their `Mixing` (None if mixing is off). If given, it does the mixing,
+            and its result is returned instead of the mixed images.
         out: see `mix`.
     """
     rng = keyed_rng(run.seed, step, place, MIX_STREAM)
