@@ -86,7 +86,7 @@ def test_an_unknown_class_order_is_reported(tmp_path):
     said = teacher_check.judge(run, run.teachers["teacher"], 512, 300)[1]
     assert "no .json file next to it lists its classes" in said
     (tmp_path / "t.json").write_text('{"classes": ["a"]}')
-    assert "states the order" not in teacher_check.judge(run, run.teachers["teacher"], 512, 300)[1]
+    assert "lists its classes" not in teacher_check.judge(run, run.teachers["teacher"], 512, 300)[1]
 
 
 @pytest.fixture(scope="module")

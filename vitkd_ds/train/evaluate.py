@@ -47,7 +47,7 @@ def evaluate(
         teachers: name to a function from images (values 0 to 255) to features.
         must_stop: collective function, called every few micro-batches. If it returns True, the evaluation ends.
         allow_tf32: let a GPU multiply in TF32 (10 mantissa bits), which is several times faster.
-        predictions: object to which each image's predictions are added; None adds them nowhere.
+        predictions: object to which each image's predictions are added; None discards them.
 
     Returns:
         A dict, or None if `must_stop` ended the evaluation. The dict contains `num_images` and, in percent, the
@@ -192,8 +192,10 @@ def pooled_features(
 
 
 def _looked_at(loader: Any, must_stop: Callable[[], bool]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a loader's micro-batches. Every few micro-batches, call `must_stop` and raise GivenUp if it returns
-    True."""
+    """Yield a loader's micro-batches.
+
+    `must_stop` is called every few micro-batches. If it returns True, GivenUp is raised.
+    """
     with closing(loader.epoch(0)) as micro_batches:
         for number, micro_batch in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
             if number % MICRO_BATCHES_PER_LOOK == 0 and must_stop():

@@ -82,7 +82,8 @@ class Health:
                 name = terms_of(values, weights)[key]
                 field = self._run.losses.terms()[name].lowered_by.get(key, "weight")
                 logger.warning(
-                    "%s is %.3g of the total of %.3g, so the other terms hardly count. Lower --losses.%s.%s.",
+                    "%s contributes %.3g to the total loss of %.3g, so the other terms hardly count. Lower "
+                    "--losses.%s.%s.",
                     key,
                     part,
                     total,

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(run: Run) -> dict[str, Any] | None:
-    """Train, evaluate and export in a run folder that this job locks. All ranks must call it.
+    """Train, evaluate and export in a run folder that this job locks. Collective: all ranks must call this function.
 
     Args:
         run: settings as returned by `vitkd_ds.commands.parse.checked`.

@@ -76,8 +76,8 @@ def mix(
         rng: the only source of randomness.
         mix_mode: "batch" draws the kind of mixing, lam and the box once per micro-batch, "element" once per image.
         render: see `mix_step`.
-        out: float32 output buffer in the images' shape, used only in mode "batch" without `render`. None allocates one,
-            which takes longer than mixing on a CPU.
+        out: float32 output buffer in the images' shape, used only in mode "batch" without `render`. None allocates a
+            buffer; on a CPU, the allocation takes longer than the mixing.
 
     Returns:
         The mixed images (float32 in the memory format of the input) or the result of `render`, and the mixed targets
@@ -107,9 +107,10 @@ def mix(
 def _pairs(partner_B: Tensor) -> Iterable[tuple[Any, Any]]:
     """Return pairs of an image index and a partner index.
 
-    On a GPU, a single pair covers the whole micro-batch: a slice of all images, and the tensor of all partners. On a
-    CPU, there is one pair of integers per image. There, temporaries for one
-    image stay in the cache, and an integer index gives a view, while indexing with a tensor would copy byte by byte.
+    On a GPU, a single pair covers the whole micro-batch: a slice of all images, and the tensor of all partners.
+
+    On a CPU, there is one pair of integers per image. Temporaries for one image then stay in the cache, and an integer
+    index gives a view, while indexing with a tensor would copy byte by byte.
     """
     return [(slice(None), partner_B)] if partner_B.is_cuda else enumerate(partner_B.tolist())
 

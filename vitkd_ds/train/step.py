@@ -41,7 +41,7 @@ class Update:
     """This rank's loss terms, averaged over its micro-batches: detached fp32 scalars."""
     outcome: Outcome
     waited_s: float
-    """Seconds that this rank's host waited for micro-batches; its device may have been busy meanwhile."""
+    """Seconds that this rank's host waited for micro-batches. The device may have been busy meanwhile."""
 
 
 def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> Update:
@@ -111,4 +111,4 @@ def settle(update: Update, run: Run) -> bool:
     if not outcome.num_vetoes:
         raise NonFiniteError(f"{where}: gradients contain inf or nan although all losses are finite. {ADVICE}")
     found = ", ".join(f"{name} {value.item():g}" for name, value in update.terms.items())
-    raise NonFiniteError(f"{where}: a loss is inf or nan on some rank (on this one: {found}). {ADVICE}")
+    raise NonFiniteError(f"{where}: a loss is inf or nan on some rank (on this rank: {found}). {ADVICE}")

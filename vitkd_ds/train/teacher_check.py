@@ -174,8 +174,10 @@ def published_top1(run: Run, teacher: TeacherConfig) -> tuple[float, str] | None
 
 
 def _states_classes(teacher: TeacherConfig) -> bool:
-    """Return whether the order of the teacher's classes is known, as for weights from the hub or with a list of
-    them."""
+    """Return whether the order of the teacher's classes is known.
+
+    It is known for weights from the hub, and for weights with a .json file that lists the classes.
+    """
     if teacher.head:
         return False
     return teacher.checkpoint == "hub" or "classes" in description_beside(build.teacher_file(teacher))

@@ -113,7 +113,7 @@ def _watch(limit_s: float) -> None:
             asked = f", {signals.received()} asked to stop" if signals.received() else ""
             limit = f"timeout_minutes: {limit_s / 60:g}{asked}"
             text = f"{where()}: no progress for {waited_s:.0f} s in {_function()} ({limit}): exiting"
-            console.write_now(f"{text}; stacks of its threads:")
+            console.write_now(f"{text}; stacks of all its threads:")
             faulthandler.dump_traceback(all_threads=True)
             console.write_now(text)
             os._exit(1)
