@@ -20,7 +20,7 @@ class Balance(nn.Module):
     Args:
         num_terms: T, the number of terms. All factors start at 1.
         gather: collective that concatenates tensors of all ranks (see `LossPart`); it keeps the factors equal on all
-        ranks.
+            ranks.
 
     **Source**: DTO-KD (ICLR 2026), in the form that needs no gradient per term, with a learning rate of 0.025 and a
     weight decay of 0.01.

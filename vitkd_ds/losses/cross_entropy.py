@@ -26,7 +26,7 @@ def soft_cross_entropy(student_logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
         fp32 scalar.
 
     Raises:
-        ValueError: the two shapes differ.
+        ValueError: the shapes of logits and targets differ.
 
     **Source**: the cross-entropy for mmcls's label-smoothing mode `original`, which cls_KD uses.
     `vitkd_ds.train.mixing` smooths and mixes the labels.

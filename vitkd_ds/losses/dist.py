@@ -22,8 +22,8 @@ def dist_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, beta: flo
     """Compute beta (1 - mean_images rho) + gamma (1 - mean_classes rho).
 
     rho is Pearson's correlation between the student's and the teacher's probabilities. The first mean is over images,
-    where rho correlates the classes of one image. The second mean is over classes, where rho correlates the images for
-    one class.
+    and rho correlates the probabilities of all classes for one image. The second mean is over classes, and rho
+    correlates the probabilities of one class for all images.
 
     Args:
         student_logits_BK: student logits; they receive gradients.
@@ -38,8 +38,8 @@ def dist_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, beta: flo
     Raises:
         ValueError: the logits' shapes differ or are not [B, K].
 
-    **Source**: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, and its
-    code, `dist_kd.py`.
+    **Source**: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, and its code,
+    `dist_kd.py`.
 
     **Differs**: the computation is in at least fp32.
     """

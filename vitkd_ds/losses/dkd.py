@@ -10,8 +10,7 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
 
 
 class DKD(LossPart):
-    """Loss term `dkd`. Labels may be smoothed but not mixed, because the largest entry of a target counts as its
-    label."""
+    """Loss term `dkd`. Labels may be smoothed but not mixed: the largest entry of a target determines its label."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
         """See `dkd_loss`."""

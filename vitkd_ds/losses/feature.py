@@ -93,8 +93,7 @@ class Target(nn.Module):
             self.register_buffer("mean_D", torch.zeros(dim))
             self.register_buffer("transform_DD", torch.eye(dim))
         self.least_samples = dim if kind == "phi_s" else 0
-        """Minimum number of samples (images or patches) for a covariance of full rank; 0 if the rank does not
-        matter."""
+        """Minimum number of samples (images or patches) for a covariance of full rank; 0 if the rank is irrelevant."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Transform features [..., D] along their last axis."""

@@ -22,9 +22,7 @@ class Features(NamedTuple):
     pooled_BD: Tensor | None = None
     """Class token after the final norm. For a model without a class token, the mean of final_BPD."""
     final_BPD: Tensor | None = None
-    """Patch tokens after the last block and the final norm. For a convolutional model, the positions of its last
-    feature
-    map."""
+    """Patch tokens after the last block and the final norm; in a convolutional model, positions of the last map."""
     blocks: dict[int, Tensor] | None = None
     """Patch tokens [B, P, D] of the residual stream after each block that a loss term reads, by block number.
 

@@ -1,9 +1,8 @@
 """Terminal output: during training, only this module writes to the terminal.
 
 Every module logs through `logging.getLogger(__name__)`, and the handler in this module prints the messages: warnings
-and
-errors of every rank, but information only of rank 0. On a terminal, rank 0 also shows a progress bar. Elsewhere, for
-example in a job's log file, it prints a progress line every few seconds. This module does not import torch, so that
+and errors of every rank, but information only of rank 0. On a terminal, rank 0 also shows a progress bar. Elsewhere,
+for example in a job's log file, it prints a progress line every few seconds. This module does not import torch, so that
 messages can appear before slow imports.
 """
 

@@ -47,7 +47,7 @@ def evaluate(
         teachers: name to a function from images (values 0 to 255) to features.
         must_stop: collective function, called every few micro-batches. If it returns True, the evaluation ends.
         allow_tf32: let a GPU multiply in TF32 (10 mantissa bits), which is several times faster.
-        predictions: object to which each image's predictions are added; None discards them.
+        predictions: object to which each image's predictions are added; None discards the predictions.
 
     Returns:
         A dict, or None if `must_stop` ended the evaluation. The dict contains `num_images` and, in percent, the

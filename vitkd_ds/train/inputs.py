@@ -12,7 +12,7 @@ from vitkd_ds.train.mixing import Mixing, blend, mix_step
 
 
 class Inputs:
-    """Preprocessor from uint8 images and labels to normalised images for each model and the soft targets.
+    """Preprocessor from uint8 images and labels to soft targets and normalised images for each model.
 
     Models with equal mean, std and dtype share one tensor. On a GPU with compiled models, one compiled function mixes
     and normalises the images. It reads each image twice and writes each result once, and its results differ in the last

@@ -117,8 +117,10 @@ class _Appended:
 
 
 class _Board(_Appended):
-    """TensorBoard event file of this launch. SummaryWriter is not used, because its thread dies at the first failed
-    write."""
+    """TensorBoard event file of this launch.
+
+    SummaryWriter is not used, because its thread dies at the first failed write.
+    """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
         folder.mkdir(exist_ok=True)

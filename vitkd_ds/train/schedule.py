@@ -46,7 +46,7 @@ class Schedule:
     total_steps: int
     warmup_steps: int
     eval_every_steps: int
-    """0 evaluates only after the last step."""
+    """Steps between two evaluations; if 0, the run is evaluated only after the last step."""
     save_every_steps: int
     accumulation_steps: int
     """Micro-batches per step on each rank."""

@@ -16,8 +16,10 @@ from types import FrameType
 from vitkd_ds.train import console
 
 ASKING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Stop signals. In this order, they mean: Slurm's warning before the time limit, preemption or `scancel`, Ctrl-C, and a
-closed terminal."""
+"""Stop signals.
+
+In this order, they mean: Slurm's warning before the time limit; preemption or `scancel`; Ctrl-C; a closed terminal.
+"""
 
 LAUNCHER = "the launcher's end"
 URGING = (*(number.name for number in ASKING if number != signal.SIGUSR1), LAUNCHER)
@@ -71,7 +73,7 @@ def urged_at() -> float | None:
 
 
 def _launchers_above(pid: int) -> list[tuple[int, str]]:
-    """Return process `pid` and its ancestors, up to the first of them that is not a launcher."""
+    """Return the launchers from process `pid` upwards; the search ends at the first process that is not a launcher."""
     found = []
     while (command := _command_of(pid)) and {Path(word).name for word in command.split("\0")[:4]} & {*LAUNCHERS}:
         found.append((pid, command))

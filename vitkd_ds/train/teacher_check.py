@@ -37,9 +37,9 @@ A limit at a multiple of chance would not work: with two classes, 1.5 times chan
 """
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
 FAR_PERCENT = 5.0
-"""Distance in percentage points between the upper end of a teacher's interval and the expected top-1.
+"""Tolerance in percentage points, if a teacher's interval ends below the expected top-1.
 
-If the interval ends below the expected top-1, this is an error for a larger distance, and a warning for a smaller one.
+If the interval ends more than this below the expected top-1, the result is an error, otherwise a warning.
 """
 PUBLISHED = {
     ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,

@@ -112,9 +112,9 @@ def without_secrets(text: str) -> str:
 
 
 class _Wandb:
-    """Tracker for Weights & Biases. Without a server, each launch writes another folder in RUN/wandb.
+    """Tracker for Weights & Biases. In wandb's offline mode, each launch writes a new folder in RUN/wandb.
 
-    All folders have the same run id.
+    All these folders have the same run id.
     """
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
