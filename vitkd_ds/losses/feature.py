@@ -173,7 +173,7 @@ def phi_s(covariance_DD: Tensor) -> Tensor:
 
     Returns:
         W = a H U^T. The columns of U are the eigenvectors of the covariance. H is the orthogonal matrix that makes the
-            variances equal; see `equal_variances`. 1 / a^2 is the mean eigenvalue.
+        variances equal; see `equal_variances`. 1 / a^2 is the mean eigenvalue.
 
     **Source**: arXiv 2410.01680; NVlabs/RADIO `phi_s.py`.
 

@@ -51,9 +51,9 @@ def evaluate(
 
     Returns:
         A dict, or None if `must_stop` ended the evaluation. The dict contains `num_images` and, in percent, the
-            student's `top1` and `top5`. For each teacher it also contains `teacher_top1` in percent, `agreement`
-            (percentage of images for which both models have the same most likely class), and `kl` (mean of KL(teacher
-            || student) in nats). These keys belong to the first teacher; the keys of other teachers end in /NAME.
+        student's `top1` and `top5`. For each teacher it also contains `teacher_top1` in percent, `agreement`
+        (percentage of images for which both models have the same most likely class), and `kl` (mean of KL(teacher ||
+        student) in nats). These keys belong to the first teacher; the keys of other teachers end in /NAME.
 
     Raises:
         ValueError: the loader yields only padding.
@@ -109,7 +109,7 @@ def evaluate_features(
 
     Returns:
         A dict, or None if `must_stop` ended the evaluation. The dict contains `num_images` and, for each teacher, the
-            values of `Agreement.result`. The keys of all teachers except the first end in /NAME.
+        values of `Agreement.result`. The keys of all teachers except the first end in /NAME.
 
     Raises:
         ValueError: the loader yields only padding.

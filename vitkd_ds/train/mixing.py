@@ -81,7 +81,7 @@ def mix(
 
     Returns:
         The mixed images (float32 in the memory format of the input) or the result of `render`, and the mixed targets
-            (float32 [B, K], or [B, 0] without classes).
+        (float32 [B, K], or [B, 0] without classes).
     """
     targets_BK = smooth_targets(labels_B, num_classes=num_classes, label_smoothing=label_smoothing)
     drawn = _draw(images_BCHW, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha, mix_mode=mix_mode, rng=rng)

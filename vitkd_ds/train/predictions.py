@@ -46,9 +46,9 @@ class Predictions:
 
         Returns:
             Lists with one element per image, without padding. `image` contains the image's number in the file, and
-                `label` its label. The most likely class is in `student` for the student, in `teacher` for the first
-                teacher, and in `teacher/NAME` for other teachers. The same keys with the suffix `_probability` contain
-                the probabilities of these classes, 0 to 1.
+            `label` its label. The most likely class is in `student` for the student, in `teacher` for the first
+            teacher, and in `teacher/NAME` for other teachers. The same keys with the suffix `_probability` contain the
+            probabilities of these classes, 0 to 1.
         """
         mine = torch.cat(self._rows)
         all_rows = mine.new_zeros(len(mine) * ranks.world_size(), mine.shape[1])
