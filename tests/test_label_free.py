@@ -147,9 +147,9 @@ def test_k_nn_needs_both_splits_and_excludes_classes(flags, message):
 
 @pytest.mark.parametrize("train, val, message", [
     ("unlabelled", "labelled", "data.knn_train needs at least 20 images, .* has 60 images of 0 classes"),
-    ("labelled", "unlabelled", "data.knn_val needs .*those of data.knn_train.* has 60 images of 0 classes"),
+    ("labelled", "unlabelled", "data.knn_val needs .*classes of data.knn_train.* has 60 images of 0 classes"),
     ("few", "few", "data.knn_train needs at least 20 images, labelled .* has 10 images of 2 classes"),
-    ("labelled", "few", "data.knn_val needs .*those of data.knn_train.* has 10 images of 2 classes"),
+    ("labelled", "few", "data.knn_val needs .*classes of data.knn_train.* has 10 images of 2 classes"),
     ("labelled", "gone", "data.knn_val: no file gone. Pack the images first"),
 ])  # fmt: skip
 def test_k_nn_needs_enough_labelled_images(unlabelled, labelled, few, demo_cache, train, val, message):

@@ -120,7 +120,7 @@ def test_a_non_finite_loss_and_missing_data_are_two_errors(tmp_path):
         *finish_ranks(doctor(1, *flags, "--data.backend=torchvision"), codes=[1]),
         "ok decoder not needed",
         "error engines",
-        "on random images a loss is inf or nan on some rank (on this one: total",
+        "on random images a loss is inf or nan on some rank (on this rank: total",
         "error data.train",
         "none.beton",
         "skipped teacher top-1",
