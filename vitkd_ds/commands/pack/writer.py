@@ -100,8 +100,8 @@ def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
         if codes == {-signal.SIGTERM}:
             raise KeyboardInterrupt("SIGTERM") from None  # sent to the whole process group, as Slurm does
         raise RuntimeError(
-            f"a packing worker was killed (exit codes {sorted(codes)}; -9 often means out of memory). Rerun with fewer "
-            "--workers."
+            f"a packing worker was killed (exit codes {sorted(codes)}; -9 often means out of memory). Rerun "
+            "`vitkd-ds pack` with fewer --workers."
         ) from error
     finally:
         # Ignore further signals: they would leave workers running, and the interpreter would wait for them at exit.
