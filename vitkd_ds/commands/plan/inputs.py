@@ -191,7 +191,7 @@ def _rate(
     flops = forward_flops(model, size) * (3 if role == "student" else 1)
     part = ASSUMED_MFU[role]
     peak = hardware.peak_tflops
-    source = f"assumed: {part:.0%} of {peak:g} TFLOP/s, for {flops / 1e9:,.1f} GFLOP per image, counted"
+    source = f"assumed: {part:.0%} of {peak:g} TFLOP/s; counted: {flops / 1e9:,.1f} GFLOP per image"
     return Rate("", part * peak * 1e12 / flops), source
 
 
@@ -233,14 +233,14 @@ def _ds_config(path: str) -> dict[str, Any]:
 
 def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImages) -> list[tuple[str, str, str]]:
     """Return one row per input: name, value, and a text that tells whether it was measured, counted or assumed."""
-    again = ", x 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
-    here = "" if hardware.is_measured else ", and on this GPU"
+    again = "; time multiplied by 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
+    here = "" if hardware.is_measured else " and on this GPU"
     hosts = f"rows {known.HOST_ROWS} (assumed equal for all model pairs{here})"
     parts = ", ".join(part.row for part in known.STEP_PARTS)
     step = f"measured, row {known.STEP.row}"
-    host = f"{step}, minus {parts} and the update, x {known.FLAT_BACKWARD:.2f}, {hosts}"
-    update = f"{step}: the update, x {known.FLAT_UPDATE:.2f}, {hosts}"
-    shard = f"measured, rows {known.SHARD.row} and {known.REPLICA.row}, scaled by blocks and {hosts}"
+    host = f"{step}, minus rows {parts} and the update; multiplied by {known.FLAT_BACKWARD:.2f} from {hosts}"
+    update = f"{step}, only the update; multiplied by {known.FLAT_UPDATE:.2f} from {hosts}"
+    shard = f"measured, row {known.SHARD.row} minus row {known.REPLICA.row}; scaled by the number of blocks and {hosts}"
     kept = f"counted: {shapes.BLOCK_BYTES_PER_TOKEN} bytes per token and unit of width, and the losses' tensors"
     links = f"{hardware.nvlink_gb_per_s:g} / {hardware.network_gb_per_s:g} / {hardware.pcie_gb_per_s:g} GB/s"
     rates = "assumed" if isinstance(hardware, known.Cpu) else known.SOURCE
@@ -252,7 +252,7 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImage
         ("  on a GPU, offloaded", f"{inputs.offloaded_params:,}", "counted, upper bound"),
     ]
     # A student compiled as a whole yields all gradients at the end of backward, so nothing overlaps.
-    beside = "nothing" if inputs.is_compiled else f"{BACKWARD_PART:.0%} of student and loss"
+    beside = "nothing" if inputs.is_compiled else f"{BACKWARD_PART:.0%} of student and loss time"
     return [
         *([("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", inputs.teacher_source)] if run.teachers else []),
         ("student", f"{1 / inputs.student_s:,.0f} images/s", inputs.student_source + again),
@@ -275,14 +275,14 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImage
 
 
 def _loss_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, str, str]]:
-    measured = others = "none", "counted: its weight is 0"
-    limit = "memory" if isinstance(hardware, known.Cpu) else "peak"
+    measured = others = "none", "counted: no such loss has a weight above 0"
+    limit = "memory bandwidth" if isinstance(hardware, known.Cpu) else "peak"
     if measured_s := inputs.loss_s - inputs.others_s:
-        source = f"measured, row {known.LOSS.row}, scaled by the width squared and the {limit} of this GPU (assumed)"
+        source = f"measured, row {known.LOSS.row}; scaled by the teacher's width squared and the GPU's {limit} (assumed)"
         measured = f"{1 / measured_s:,.0f} images/s", source
     if names := ", ".join(_others(run)):
         part = ASSUMED_MFU["loss"]
         gflops = inputs.others_s * ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e3
-        source = f"assumed: {part:.0%} of {hardware.peak_tflops:g} TFLOP/s, for {gflops:.2f} GFLOP of {names}, counted"
+        source = f"assumed: {part:.0%} of {hardware.peak_tflops:g} TFLOP/s; counted: {gflops:.2f} GFLOP for {names}"
         others = f"{1e6 * inputs.others_s:.1f} us per image", source
     return [(f"{MEASURED_COST.title} loss", *measured), ("other losses on tokens", *others)]
