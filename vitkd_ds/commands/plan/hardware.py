@@ -66,9 +66,8 @@ update, and the time of a sharded teacher's gathers.
 
 The complete steps above were measured with one parameter per weight, so their times are multiplied by these factors.
 Each time was measured relative to a loop without DeepSpeed, in host milliseconds on one CPU core
-(`benchmarks/host.py`)."""
+(`benchmarks/host.py`, the rows HOST_ROWS of benchmarks/RESULTS.md)."""
 HOST_ROWS = "H1, H2, H3, H4, H5, H6"
-"""Rows of benchmarks/RESULTS.md with these measurements."""
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,9 @@ def _loss_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, 
     measured = others = "none", "counted: no such loss has a weight above 0"
     limit = "memory bandwidth" if isinstance(hardware, known.Cpu) else "peak"
     if measured_s := inputs.loss_s - inputs.others_s:
-        source = f"measured, row {known.LOSS.row}; scaled by the teacher's width squared and the GPU's {limit} (assumed)"
+        source = (
+            f"measured, row {known.LOSS.row}; scaled by the teacher's width squared and the GPU's {limit} (assumed)"
+        )
         measured = f"{1 / measured_s:,.0f} images/s", source
     if names := ", ".join(_others(run)):
         part = ASSUMED_MFU["loss"]

@@ -35,11 +35,9 @@ class Inputs:
     """Inputs of a prediction, for one recipe on one kind of GPU."""
 
     teacher_s: float
-    """Time of all teachers per image, in seconds."""
+    """Time of all teachers per image, in seconds; student_s and loss_s are those of the student and of all losses."""
     student_s: float
-    """Time of the student per image, in seconds."""
     loss_s: float
-    """Time of all loss terms per image, in seconds."""
     others_s: float
     """Time per image of the loss terms that compare tokens, except ViTKD, in seconds; included in loss_s."""
     host_s: float
@@ -71,7 +69,6 @@ class Inputs:
     teacher_source: str = ""
     """Text that tells where teacher_s is from: a row of benchmarks/RESULTS.md, or an assumed fraction of the peak."""
     student_source: str = ""
-    """Text that tells where student_s is from."""
 
 
 @dataclass(frozen=True)

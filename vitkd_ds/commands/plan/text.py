@@ -83,7 +83,11 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     shown = f"{tflops:.0f}" if tflops >= 1 else f"{tflops:.2g}"
     rows = [
         ("images/s", f"{speed:,.0f}", f"{speed / layout.ranks:,.0f} per GPU"),
-        ("step", f"{1e3 * total:.1f} ms", f"micro-batches of {layout.micro_batch} images, {layout.accumulation} per GPU"),
+        (
+            "step",
+            f"{1e3 * total:.1f} ms",
+            f"micro-batches of {layout.micro_batch} images, {layout.accumulation} per GPU",
+        ),
         *((f"  {part}", f"{1e3 * part_s:.1f} ms", left.get(part, "")) for part, part_s in parts.items()),
         ("TFLOP/s per GPU", shown, f"MFU {tflops / hardware.peak_tflops:.1%}, peak {hardware.peak_tflops:g} TFLOP/s"),
         (length, _duration(schedule.total_steps * total), about),
