@@ -70,7 +70,7 @@ def test_for_one_seed_the_interval_is_over_images_and_other_settings_are_named()
 def test_without_a_pair_the_benefit_is_unknown_and_the_tile_says_why(others, why):
     number, words = worth([taught("t", 80.0), *others], [None] * 2)
     assert number == "unknown" and why in words
-    assert "add a finished run with a teacher" in worth([run("p", 70.0)], [None])[1]
+    assert "a finished run with a teacher" in worth([run("p", 70.0)], [None])[1]
     assert "this run is not finished" in worth([taught("t", 80.0, is_final=False)], [None])[1]
 
 
