@@ -55,7 +55,7 @@ def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple
 
 
 def _is_counterpart(own: Group, other: Group) -> bool:
-    """Return whether exactly one of two groups has a teacher and they have a common seed and equal validation images."""
+    """Return whether exactly one group has a teacher, and both have a common seed and the same validation images."""
     seeds = own.keys() & other.keys()
     is_same = not any("data.val" in own[seed].other_images(other[seed]) for seed in seeds)
     return bool(seeds) and is_same and _has_teacher(own) != _has_teacher(other)
