@@ -49,35 +49,28 @@ def pack(
     skip_bad: bool = False,
     restart: bool = False,
 ) -> BetonInfo:
-    """Write images to a .beton, and their classes and checksums to a JSON file next to it (the side file).
-
-    If an earlier pack to the same file was interrupted, continue from its finished images.
+    """Write images to a .beton, and classes and checksums to a JSON file next to it (its side file). Return its info.
 
     Args:
         src: class folders, ImageNet or WebDataset tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
-        dst: path of the new .beton. It must end in .beton and be in an existing folder.
+        dst: new file ending in .beton, in an existing folder.
         labels: file with the labels of ImageNet's validation tar. With "none", `src` is a folder of unlabelled images,
             and all of them are packed.
-        classes: file with one class name per line in label order, or a .beton from which to take the classes. It is
-            valid for class folders and WebDataset tars. Some classes may have no images.
+        classes: for class folders and WebDataset tars, file with one class name per line in label order, or a .beton
+            with these classes. Some classes may have no images.
         split: name of the split to read, for a Hugging Face folder with several splits.
-        write_mode: "jpg" (small files, decoded in training), "raw" (uncompressed pixels: large files, fast to read),
-            or "proportion" (each image is stored as JPEG or raw with equal probability).
+        write_mode: jpg (small, decoded in training), raw (pixels: large, fast to read), or proportion (half of each).
         max_resolution: maximum longest side in pixels. Larger images are scaled down. 0 keeps every size. None means
             500, or 0 with `passthrough` or `short_side`.
         short_side: maximum shorter side in pixels, as an alternative to `max_resolution`. 0 means off.
         quality: JPEG quality of images that are encoded, 1 to 100.
-        passthrough: store RGB and grey JPEGs of up to 8 MiB unchanged if they need no scaling. Encode all other images,
-            and log their numbers as warnings.
+        passthrough: store RGB and grey JPEGs of up to 8 MiB unchanged if they need no scaling. Encode all others.
         restart_markers: with `passthrough`, rewrite the unchanged JPEGs as one baseline scan with restart markers.
             They then decode faster to the same pixels. EXIF data and colour profiles are dropped.
         shuffle: store the images in a reproducible random order instead of the order of the source.
         workers: number of processes. 0 uses one per available CPU.
         skip_bad: skip files that do not decode and log a warning for each. If False, the first such file is an error.
-        restart: discard the images of an interrupted pack instead of continuing.
-
-    Returns:
-        The description of the new .beton.
+        restart: discard the images of an interrupted pack to the same file. If False, continue that pack.
 
     Raises:
         ValueError: an argument, the source or an image is invalid, or another process is packing into `dst`.
