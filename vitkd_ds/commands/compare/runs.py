@@ -73,7 +73,10 @@ class Result:
 
     @property
     def images_per_s(self) -> float | None:
-        """Training images/s over all ranks, of the whole run or else the last logged value; None if none is logged."""
+        """Training speed over all ranks in images/s: the mean of a finished run, otherwise the last logged value.
+
+        It is None if no value is logged.
+        """
         whole_run = self.summary["images_per_s"] if self.summary else None
         logged = [line["images_per_s"] for line in self.lines if line.get("images_per_s")]
         return whole_run or (logged[-1] if logged else None)
@@ -104,7 +107,7 @@ class Result:
         return own | ({"extended_at_steps": extended} if extended else {})
 
     def other_images(self, other: "Result") -> list[str]:
-        """Return those of "data.train" and "data.val" whose images differ between this run and another one.
+        """Return a list with "data.train" and "data.val", each only if its images differ between the two runs.
 
         Images are compared by the stored fingerprints, or by the paths if one of the runs is too old to have stored a
         fingerprint. Validation images also differ if the numbers of evaluated images differ. Equal numbers mean equal

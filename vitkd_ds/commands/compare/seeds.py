@@ -11,8 +11,7 @@ MOST_KEYS = 6
 MOST_SEEDS = 12
 """Maximum number of seeds named in a line. MOST_KEYS is the maximum number of settings or runs."""
 LONGEST_VALUE = 20
-"""Maximum length of a setting's value that is shown, in characters. Of a setting with a longer value, only the name is
-shown."""
+"""Maximum length of a value, in characters. If a setting has a longer value, only the setting's name is shown."""
 WIDEST = 120
 """Maximum length of a line, in characters."""
 EQUAL = "no interval (all values are equal)"
@@ -90,7 +89,8 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
 def settings_line(number: int, group: Group, first: Group) -> str:
     """Return a line that names the settings in which a group differs from the first group.
 
-    Values are those of the group; long values are not shown. If the line would be too long, it names fewer settings.
+    The line has the group's values of these settings, except long values. If it would be too long, it names fewer
+    settings.
     """
     own = _first(group).settings
     others = _first(first).settings

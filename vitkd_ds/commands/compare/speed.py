@@ -44,8 +44,8 @@ class Speeds(NamedTuple):
 
     device: str
     images_per_s: list[tuple[float, float | None]]
-    """For each run, the speed of the student and the speed of all its teachers running one after another. The second
-    speed is None for a run without a teacher."""
+    """For each run, the speed of the student, and the speed of all its teachers when they run one after another. The
+    second speed is None if the run has no teacher."""
 
 
 def measure(results: Sequence[Result]) -> Speeds:
@@ -69,7 +69,7 @@ def measure(results: Sequence[Result]) -> Speeds:
 
 @torch.inference_mode()
 def forward_seconds(models: dict[Key, nn.Module], images: dict[Key, Tensor]) -> dict[Key, float]:
-    """Run the models in turns, and return the median time of a forward for each model, in seconds."""
+    """Run the models in turns. Return the median time of each model's forward, in seconds."""
     seconds: dict[Key, list[float]] = {key: [] for key in models}
     for number in range(MOST_ROUNDS):
         if number >= 2 and sum(map(sum, seconds.values())) * (1 + 1 / number) > MOST_S * len(models):

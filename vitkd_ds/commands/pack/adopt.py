@@ -69,7 +69,7 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
 
 
 def check(file: str) -> None:
-    """Read and decode every image of a .beton, and compare its CRC32 with the stored one. Print that all are intact.
+    """Read and decode every image of a .beton, and compare its CRC32 with the stored one. Print a line on success.
 
     Raises:
         ValueError: the file is invalid, or images are damaged.

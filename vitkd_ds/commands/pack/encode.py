@@ -14,7 +14,7 @@ from vitkd_ds.data.image_file import ended, is_plain_jpeg, load_rgb, opened, to_
 
 WRITE_MODES = ("jpg", "raw", "proportion")
 MAX_SIDE = 65500
-"""Maximum longest side in pixels. This is libjpeg's limit; FFCV stores sides as 16-bit numbers, which allow it."""
+"""Maximum longest side in pixels. This is libjpeg's limit. FFCV's limit is larger: it stores 16-bit sides."""
 MAX_STORED_BYTES = 2**31
 """Maximum bytes of a stored image, because it must fit into one FFCV page. FFCV stores the page size, a power of two,
 in 32 bits."""
@@ -22,8 +22,8 @@ MAX_ORIGINAL_BYTES = PAGE_BYTES
 """Maximum bytes of an original that is stored unchanged. Larger ones are encoded, because one large image makes all
 pages large."""
 ENCODED, ORIGINAL, NO_JPEG, TOO_LARGE, SCALED, REFUSED = range(6)
-"""Origin of a stored image. ENCODED: `passthrough` is off. ORIGINAL: the original JPEG. The last four: `passthrough` is
-on, but the image was encoded for this reason.
+"""Origin of a stored image. ENCODED means that `passthrough` is off, and ORIGINAL that the original JPEG is stored. The
+other four are the reasons for which an image was encoded although `passthrough` is on.
 
 The lists of finished parts on disk contain these numbers."""
 REASONS = {
@@ -116,7 +116,7 @@ def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
 
 
 def _origin(content: bytes, image: Image.Image, encoding: Encoding, is_read: bool | None) -> int:
-    """Return ORIGINAL if the content can be stored unchanged, otherwise the reason why not (a key of REASONS).
+    """Return ORIGINAL if the content can be stored unchanged. Otherwise return the reason, a key of REASONS.
 
     Args:
         is_read: whether the decoder used in training can read the JPEG; None if the file is not an RGB or grey JPEG.
@@ -143,7 +143,7 @@ def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
     """Return an image scaled down to `short_side`.
 
     Raises:
-        ValueError: after the later scaling to `max_resolution`, a side would have no pixel or more than MAX_SIDE.
+        ValueError: in the stored image, a side would have less than one pixel or more than MAX_SIDE.
     """
     height, width = pixels_HWC.shape[:2]
     longest, shortest = max(height, width), min(height, width)

@@ -103,7 +103,7 @@ def find_packed(key: str, path: str) -> str:
 
 
 def _check_without_images(run: Run) -> None:
-    """Check settings of the run that can be checked without images, before packing takes time. Raise ValueError."""
+    """Before packing, check all settings that can be checked without images. Raise ValueError for an invalid one."""
     check_begun(run)
     find_ds_config(run.ds_config)
     for role, config in run.models.items():
@@ -122,7 +122,7 @@ def _check_without_images(run: Run) -> None:
 
 
 def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", may_pack: bool) -> str:
-    """Return the path of a class folder's .beton. A missing .beton is packed, or an error if `may_pack` is False.
+    """Return the path of a class folder's .beton. If it is missing, pack it. If `may_pack` is False, raise ValueError.
 
     Args:
         num_classes: number of classes that the folder must have; ignored if `classes` is given.
@@ -155,7 +155,7 @@ def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", 
 
 
 def _is_lossless(key: str) -> bool:
-    """Return whether to store original JPEGs where possible. This is so for validation images only."""
+    """Return whether to store original JPEGs where possible: True for validation images, False for training images."""
     return key.endswith("val")
 
 

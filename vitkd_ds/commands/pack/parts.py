@@ -1,10 +1,10 @@
 """Folder of an unfinished .beton; an interrupted pack continues from it.
 
-Images are packed in parts of 64. The folder `.<name>.partial/` has two files for each finished part: NUMBER.images
-contains the bytes of the images, and NUMBER.json, written last, lists them. The bytes are moved in order into the file
-`images`, which becomes the .beton. Once they are flushed to disk there, NUMBER.images is deleted. Packing therefore
-needs little more space than the final file. A power cut may damage any file, so all images are read back at the end. If
-some are damaged, the next run packs their parts again.
+Images are packed in parts of 64 images each. The folder `.<name>.partial/` has two files for each finished part:
+NUMBER.images contains the bytes of the images, and NUMBER.json, written last, lists them. The bytes are moved in order
+into the file `images`, which becomes the .beton. Once they are flushed to disk there, NUMBER.images is deleted. Packing
+therefore needs little more space than the final file. A power cut may damage any file, so all images are read back at
+the end. If some are damaged, the next run packs their parts again.
 """
 
 import errno
@@ -80,7 +80,7 @@ class Layout:
 
 
 class Part:
-    """A finished part of the images.
+    """A finished part: up to PART images that are consecutive in the storing order (the order in the .beton).
 
     Attributes:
         records: RECORD_DTYPE, the stored images of the part. `Unfinished.move` sets their offsets.
@@ -126,7 +126,7 @@ class Unfinished:
         return range(number * PART, min((number + 1) * PART, self._num_images))
 
     def content_path(self, number: int) -> Path:
-        """Return the path of the file with a part's image bytes. `sync` deletes the file after the part was moved."""
+        """Return the path of the file with a part's image bytes. `sync` deletes this file after `move`."""
         return self._folder / f"{number:06d}.images"
 
     def finish_part(self, number: int, rows: list) -> None:
@@ -229,7 +229,7 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, restart: bool) -> It
 
 
 def _keep_or_remove(folder: Path, *, is_finished: bool) -> None:
-    """Remove the folder if packing is finished or no part is. Otherwise keep it and log how to continue."""
+    """Remove the folder if packing is finished or there is no finished part. Otherwise log how to continue."""
     num_parts = _count_parts(folder)
     if is_finished or not num_parts:
         shutil.rmtree(folder, ignore_errors=True)

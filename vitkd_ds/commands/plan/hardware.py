@@ -61,11 +61,11 @@ The JPEGs have at most 500 pixels on the longest side and quality 90, the defaul
 FLAT_BACKWARD = (9.60 / 8.84 - 1) / (20.98 / 9.16 - 1)
 FLAT_UPDATE = (2.74 / 9.41) / (5.63 / 9.68)
 FLAT_GATHERS = ((10.17 - 4.67) / 4.88) / ((18.76 - 5.32) / 5.07)
-"""Factors for three times that flat parameters shorten: the time that DeepSpeed adds to backward, the time of the
-update, and the time of a sharded teacher's gathers.
+"""Factors by which flat parameters shorten three durations: the time that DeepSpeed adds to backward, the update, and
+the gathers of a sharded teacher.
 
-The complete steps above were measured with one parameter per weight, so their times are multiplied by these factors.
-Each time was measured relative to a loop without DeepSpeed, in host milliseconds on one CPU core
+The complete steps above were measured with one parameter per weight, so these durations are multiplied by the factors.
+Each duration was measured relative to a loop without DeepSpeed, in host milliseconds on one CPU core
 (`benchmarks/host.py`, the rows HOST_ROWS of benchmarks/RESULTS.md)."""
 HOST_ROWS = "H1, H2, H3, H4, H5, H6"
 
@@ -75,7 +75,7 @@ class Hardware:
     """One kind of GPU in a typical node. Transfer rates are per GPU and direction; 1 GB is 1e9 bytes."""
 
     device_name: str
-    """Device name reported by the driver. The slower PCIe and NVL cards with the same short name have no entry."""
+    """Device name reported by the driver. The slower PCIe and NVL versions of these GPUs have no entry."""
     memory_gib: float
     """Usable device memory."""
     nvlink_gb_per_s: float
@@ -94,7 +94,7 @@ class Hardware:
 
     @property
     def slower(self) -> float:
-        """Ratio of the compute time to that of the measured GPU, the H100."""
+        """Compute time of this GPU divided by the compute time of the measured GPU, the H100."""
         return HARDWARE["h100"].peak_tflops / self.peak_tflops
 
     @property
@@ -130,7 +130,7 @@ class Cpu(Hardware):
 
     @property
     def slower(self) -> float:
-        """Ratio of the loss's time on this CPU to that on the measured GPU.
+        """Time of the loss on this CPU divided by its time on the measured GPU.
 
         Memory bandwidth limits the loss: 3,350 GB/s on the H100, and an assumed 20 GB/s on a CPU.
         """

@@ -53,7 +53,7 @@ class TrainImages:
 
 
 def train_images(run: Run) -> TrainImages:
-    """Return the training images: those of data.train if it is an existing .beton, otherwise ImageNet-1k's.
+    """Return number and size of the training images. If data.train is not an existing .beton, assume ImageNet-1k.
 
     Raises:
         ValueError: the .beton is invalid or does not fit the run.

@@ -11,7 +11,7 @@ update, and one gather of the updated weights.
 
 For S bytes over N ranks in a ring, DeepSpeed 0.19.8 sends 2 (N-1)/N S bytes per all-reduce and (N-1)/N S bytes per
 gather. ZeRO-2 all-reduces the fp32 gradients of every micro-batch, even with `reduce_scatter`, and each rank keeps its
-partition. The bf16 weights of the student are gathered once per step, those of a sharded teacher once per micro-batch.
+partition. The student's bf16 weights are gathered once per step, a sharded teacher's weights once per micro-batch.
 """
 
 import math
@@ -35,7 +35,7 @@ class Inputs:
     """Inputs of a prediction, for one recipe on one kind of GPU."""
 
     teacher_s: float
-    """Time of all teachers per image, in seconds; student_s and loss_s are those of the student and of all losses."""
+    """Time of all teachers per image, in seconds. student_s and loss_s are the times of the student and the losses."""
     student_s: float
     loss_s: float
     others_s: float
@@ -92,7 +92,8 @@ class Layout:
 def link_bytes_per_s(hardware: Hardware, *, nodes: int, gpus_per_node: int) -> float:
     """Return the rate of a ring over all GPUs, in bytes/s.
 
-    It is that of the slower link: NVLink, or with several nodes all network cards of a node together.
+    On one node, NVLink determines the rate. On several nodes, it is the rate of NVLink or of all network cards of a
+    node together, whichever is lower.
     """
     between = hardware.network_gb_per_s * gpus_per_node if nodes > 1 else math.inf
     return EFFICIENCY * min(hardware.nvlink_gb_per_s, between) * 1e9
@@ -113,7 +114,10 @@ def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) 
 
 
 def copied_bytes(layout: Layout, *, teacher_params: int) -> float:
-    """Return the bytes that each rank copies from CPU memory in a step: its shard of an offloaded teacher, else 0."""
+    """Return the bytes that each rank copies from CPU memory in a step.
+
+    With placement "offload", this is the rank's shard of the teacher for each micro-batch; otherwise it is 0.
+    """
     return layout.accumulation * 2 * teacher_params / layout.ranks if layout.placement == "offload" else 0
 
 

@@ -63,9 +63,9 @@ class Answers:
 
 
 def _most_confused(labels: np.ndarray, answers: np.ndarray) -> list[int]:
-    """Return MOST_CLASSES labels, first those of the pairs that are confused most often.
+    """Return MOST_CLASSES labels, starting with the pairs of labels that are confused most often.
 
-    A pair counts the confusions in both directions. If the pairs have too few labels, the lowest other labels follow.
+    Confusions in both directions count for the same pair. If too few labels are confused, other labels follow.
     """
     wrong = labels != answers
     pairs = np.sort(np.stack([labels[wrong], answers[wrong]], axis=1), axis=1)

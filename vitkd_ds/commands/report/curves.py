@@ -14,13 +14,13 @@ from vitkd_ds.train.health import MOST_OF_TOTAL, parts_of_total
 from vitkd_ds.train.schedule import loss_weights_at
 
 MOST_POINTS = 1000
-"""Maximum number of points of a curve. Of a longer curve, the lowest and highest point of each interval are kept."""
+"""Maximum number of points of a curve. See `thinned` for longer curves."""
 MOST_MEANS = 100
 """Number of intervals into which a curve is divided for means. The means are drawn only if the curve has more than two
 points per interval."""
 CHARTS = {PREFIX + name: (metric.chart, metric.unit) for name, metric in VAL_METRICS.items() if metric.chart}
 CHARTS |= {"total": ("Total loss", "")}
-"""Metric -> title and unit of its chart. These charts come before those of the loss terms."""
+"""Metric -> title and unit of its chart. These charts come before the charts of the loss terms."""
 MORE_CHARTS = {
     "grad_norm": ("Gradient norm before clipping", ""),
     "lr": ("Learning rate", ""),
@@ -31,7 +31,7 @@ MORE_CHARTS = {
     "images_skipped": ("Images skipped since the start", ""),
     "val_images_skipped": ("Validation images skipped", ""),
 }
-"""Metric -> title and unit of its chart. These charts come after those of the loss terms."""
+"""Metric -> title and unit of its chart. These charts come after the charts of the loss terms."""
 NO_TERMS = {"step", "epoch", "s_per_step", "tflops", *CHARTS, *MORE_CHARTS}
 """Keys of a training line in metrics.jsonl that are not loss terms."""
 

@@ -14,7 +14,7 @@ from vitkd_ds.config.run_folder import METRICS
 from vitkd_ds.recipes import RECIPES, build_run
 
 OF_THE_FOLDER = {"recipe", "workdir", "resume", "extend", "debug"}
-"""Settings that are not listed as differences to the recipe, because they concern only the run folder."""
+"""Settings that are not listed as differences to the recipe."""
 
 
 def what_was_run(result: Result) -> dict[str, Any]:

@@ -24,7 +24,7 @@ GROUP_HEADS = (
 
 
 def table_of_runs(results: Sequence[Result]) -> dict[str, Any]:
-    """Return the cells of the table of runs. If there are at least two finished runs, also return those of the groups.
+    """Return the cells of the table of runs and, if at least two runs are finished, of the table of groups.
 
     Runs without an evaluation are only named, as "waiting".
     """
@@ -50,7 +50,7 @@ def _name(number: int, group: Group) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    """Return the cells of a group. Those of the difference are "-" if the first group has other validation images."""
+    """Return the cells of a group. Without a difference to the first group, the last three cells are "-"."""
     interval = "-" if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"
     shown = [row.name, str(row.seeds), f"{row.top1:.2f}", interval]
     if row.difference is None:

@@ -19,10 +19,10 @@ BELONGS = {"recipe", "teacher", "losses"}
 def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple[str, str]:
     """Return the number and the text of a tile with the gain from the teacher.
 
-    The runs that differ from the first run only in their seed are compared with a counterpart: a group of runs with a
-    teacher if the first run has none, or without one if it has. If there are several such groups, the one with the
-    fewest other differences is taken. With several common seeds, the interval is computed from the pairs with equal
-    seeds, otherwise from the images of the only pair.
+    The first run's group (runs that differ only in their seed) is compared with another group. Exactly one of the two
+    groups has a teacher. If several groups are possible, the one with the fewest other differences is taken. With
+    several common seeds, the interval is computed from the pairs of runs with the same seed. With one common seed, it
+    is computed from the images of the only pair.
 
     Args:
         results: runs of the report.

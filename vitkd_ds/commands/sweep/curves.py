@@ -28,9 +28,9 @@ def draw(results: Mapping[str, Mapping[int, Result]]) -> Figure:
 
 
 def curve_of(by_seed: Mapping[int, Result]) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return the epochs at which every seed was evaluated, and for each the mean top-1 and the interval's two bounds.
+    """Return four lists with one value per epoch: epoch, mean top-1, and the lower and upper bound of the interval.
 
-    Both bounds equal the mean if there is only one seed or if all values are equal.
+    Only epochs at which every seed was evaluated are included. With one seed or equal values, both bounds are the mean.
     """
     tables = []
     for result in by_seed.values():
