@@ -88,8 +88,8 @@ PAGES = {
             "max_resolution": Option(
                 int,
                 "N",
-                "Scale larger images down to this longest side, in pixels; 0 keeps every size. If omitted: 500, or 0 with "
-                "--passthrough or --short_side.",
+                "Scale larger images down to this longest side, in pixels; 0 keeps every size. If omitted: 500, or 0 "
+                "with --passthrough or --short_side.",
             ),
             "short_side": Option(
                 int, "N", "Scale larger images down to this shorter side, in pixels; 0 keeps every size. 0 if omitted."
@@ -112,8 +112,8 @@ PAGES = {
             "classes": Option(
                 str,
                 "FILE",
-                "Text file of class names in label order, one per line, or a .beton with these classes. A class may have "
-                "no images.",
+                "Text file of class names in label order, one per line, or a .beton with these classes. A class may "
+                "have no images.",
             ),
             "split": Option(str, "NAME", "Split to pack, for a Hugging Face data set with several splits."),
         },
