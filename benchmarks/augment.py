@@ -2,10 +2,10 @@
 
     python benchmarks/augment.py [--operations] [--repeats 20] [--json FILE]
 
-One thread augments micro-batches of 64, as each decoder thread does. Pillow runs timm's RandAugment, torchvision's
-ColorJitter and so on, one image at a time. Images are 224 px, smooth with a little noise. Each repetition makes new
-random draws, and their time counts; the table shows medians. --operations also times each operation of RandAugment
-separately, at magnitude 9.
+One thread augments micro-batches of 64 images, as each decoder thread does in training. For comparison, Pillow runs
+timm's RandAugment, torchvision's ColorJitter and similar functions on one image at a time. The images have 224 px and
+are smooth with a little noise. Each repetition makes new random draws, whose time is included. The table shows medians
+over the repetitions. --operations also times each operation of RandAugment separately, at magnitude 9.
 """
 
 import argparse
@@ -44,7 +44,7 @@ RECIPES = {
 
 
 def smooth_images() -> np.ndarray:
-    """Return blurred noise with a little noise on top, uint8 [COUNT, SIZE, SIZE, 3]."""
+    """Return smooth random images with a little noise added, uint8 [COUNT, SIZE, SIZE, 3]."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(COUNT, 3, 14, 14, generator=generator)
     images = 255 * torch.nn.functional.interpolate(coarse, size=SIZE, mode="bicubic", align_corners=False)
@@ -63,7 +63,7 @@ def median_ms(work: Callable[[int], object], *, repeats: int) -> float:
 
 
 def our_ms(config: AugmentConfig, repeats: int) -> float:
-    """Time our augmentation, including the random draws; ms per image."""
+    """Return the CPU time of our augmentation, including its random draws, in ms per image."""
     augmenter, images = Augmenter(config, seed=0, statistics=IMAGENET), smooth_images()
     samples = np.zeros(COUNT, SAMPLE_DTYPE)
 
@@ -75,7 +75,7 @@ def our_ms(config: AugmentConfig, repeats: int) -> float:
 
 
 def operation_ms(op: str, is_cubic: bool, repeats: int) -> float:
-    """Time one operation of RandAugment without the random draws; ms per image."""
+    """Return the CPU time of one operation of RandAugment, without random draws, in ms per image."""
     images, empty = smooth_images(), Augmenter(AugmentConfig(), seed=0, statistics=IMAGENET)
     arguments_B = level_arguments(op, np.full(COUNT, 9.0), np.arange(COUNT) % 2 == 0, is_increasing=True)
     layer = Layer(np.full(COUNT, OPS.index(op)), arguments_B, np.full(COUNT, is_cubic))
@@ -86,7 +86,7 @@ def operation_ms(op: str, is_cubic: bool, repeats: int) -> float:
 
 
 def pillow_functions() -> dict[str, Callable[[Image.Image], Image.Image]]:
-    """Return recipe name to an equivalent function on one Pillow image; recipes that no library covers are missing."""
+    """Map recipe names to equivalent functions of one Pillow image. Recipes that no library supports are left out."""
     # mmax9 excludes magnitude 10, at which Pillow 13 rejects timm's Posterize.
     rand_augment = rand_augment_transform("rand-m9-mstd0.5-inc1-mmax9", {"img_mean": (124, 116, 104)})
     jitter = ColorJitter(0.3, 0.3, 0.3, 0)

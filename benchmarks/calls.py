@@ -2,12 +2,14 @@
 
     python benchmarks/calls.py [--debug] [DS_CONFIG ...]
 
-Runs DeiT-Tiny from DeiT III-Small on a CPU without compilation and counts the ATen calls that compute (no views) in one
-backward pass, one optimizer step, and the teacher's forward for each placement. The backward count is also given for
-the same module without DeepSpeed: the models' and losses' own arithmetic. Calls are not kernels: a GPU may launch
-several kernels per call, and a compiler fuses many calls into one. One rank, micro-batch 2; the counts do not depend on
-the micro-batch. The last loss and gradient norm are printed, so that two settings can be compared bit for bit. Each
-DS_CONFIG is a DeepSpeed file for the student; --debug uses toy models.
+Trains DeiT-Tiny with the teacher DeiT III-Small on a CPU, without compilation. Counts the ATen calls that compute (not
+views) in one backward pass, in one optimizer step, and in the teacher's forward for each placement. The calls of the
+backward pass are also counted without DeepSpeed: these are the calls of the models and losses. A call is not a kernel:
+a GPU may launch several kernels per call, and a compiler fuses many calls into one.
+
+There is one rank, with micro-batches of 2 images; the counts do not depend on the size of the micro-batch. The last
+loss and gradient norm are printed, so that two DeepSpeed files can be compared bit for bit. Each DS_CONFIG is a
+DeepSpeed file for the student. --debug uses toy models.
 """
 
 import sys
@@ -29,7 +31,7 @@ STEPS = 4
 
 
 class Count(TorchDispatchMode):
-    """Counter of ATen calls other than views."""
+    """Context manager that counts ATen calls, except those that return views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class Count(TorchDispatchMode):
 
 
 def own_backward_calls(pair: Pair, batch: MicroBatch, engines: Engines) -> int:
-    """Count the backward calls of student and losses without DeepSpeed, in the engine's dtype."""
+    """Return the number of calls in a backward pass of student and losses without DeepSpeed, in the engine's dtype."""
     dtype = engines.engine.dtype
     distiller = pair.distiller().to(batch.images_BCHW.device, dtype)
     images_BCHW = engines.normalization.apply(batch.images_BCHW, dtype)

@@ -1,23 +1,27 @@
-"""Kill ranks of a training run at random moments and compare its result with an undisturbed run.
+"""Kill ranks of a training run at random moments, and compare its result with that of an undisturbed run.
 
     python benchmarks/chaos.py [--kills 50] [--ranks 2] [--seed 0] [--slurm] [--fault NAME] [--json FILE]
 
 The run is restarted after each kill. At the end its exported weights must equal those of the undisturbed run bit for
 bit, and metrics.jsonl must contain every step exactly once.
 
-The run is the demo at debug size with every resumable feature switched on. A third of the kills happen during start-up
-(including imports), a third during training, and a third while a checkpoint is being written. Of six kills on average,
-three are SIGKILL; one is SIGSTOP, followed by SIGKILL within three seconds; one is SIGTERM, which requests a save and a
-stop; and one is an out-of-memory kill by the kernel (SIGKILL unless root can create memory cgroups). There is no
-launcher. Once the ranks have connected, the survivors must notice a death themselves, and the time until they exit is
-reported. If a rank dies before that, the benchmark kills the others, as a launcher would do.
+The run is the demo at debug size, with every feature that a resumed run must restore. A third of the kills happen
+during start-up (including imports), a third during training, and a third while a checkpoint is being written. Of six
+kills on average, three are SIGKILL; one is SIGSTOP, followed by SIGKILL within three seconds; one is SIGTERM, which
+asks the rank to save and stop; and one is an out-of-memory kill by the kernel. On machines where memory cgroups cannot
+be created, SIGKILL replaces the last kind.
 
-About every second start also gets a fault in the run's surroundings (`benchmarks/chaos_trust.py`): streams, links,
-environment, a stale teacher, namespaces. --fault selects one of them for every start.
+There is no launcher. If a rank is killed after the ranks have connected, the other ranks must notice its death
+themselves, and the benchmark reports the time until they exit. If it is killed earlier, the benchmark kills the other
+ranks, as a launcher would do.
 
-With --slurm the run is a job of a Slurm cluster on this machine (as root, `sh .ci/test_programs` installs Slurm). The
-kills then also hit srun, slurmstepd, the job script and whole nodes, and there are cut network links and full disks:
-`benchmarks/chaos_slurm.py`.
+About every second start also gets a fault in its surroundings (`benchmarks/chaos_trust.py`): streams, links,
+environment, a stale teacher, or namespaces. --fault NAME causes this fault at every start, and --fault any causes a
+random one at every start.
+
+With --slurm the run is a job of a Slurm cluster on this machine (as root, `sh .ci/test_programs` installs Slurm). Then
+srun, slurmstepd, the job script and whole nodes are killed, too, network links are cut, and the disk is full or fails
+(`benchmarks/chaos_slurm.py`).
 """
 
 import argparse
@@ -48,7 +52,7 @@ OPTIONS = [
 
 
 def start(ranks, workdir, steps, log, *options, fault=None):
-    """Start the ranks, each pinned to one CPU; `fault` may be a stream or environment fault."""
+    """Start the ranks, each pinned to one CPU; cause `fault` here if it is "closed stream" or "environment"."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
@@ -69,8 +73,8 @@ def start(ranks, workdir, steps, log, *options, fault=None):
 
 
 def wait(processes, limit_s, *, is_launcher=False):
-    """Wait until all ranks have exited; return the seconds and the exit codes. Ranks still running after `limit_s` are
-    killed; without `is_launcher` that raises `subprocess.TimeoutExpired`."""
+    """Wait until all ranks have exited; return the seconds and the exit codes. Kill ranks that still run after
+    `limit_s`. In this case, also raise `subprocess.TimeoutExpired` unless `is_launcher` is true."""
     started = time.monotonic()
     try:
         for process in processes:
@@ -86,19 +90,19 @@ def wait(processes, limit_s, *, is_launcher=False):
 
 
 def lines_of(workdir):
-    """Return the complete lines of metrics.jsonl, or [] if there is no file yet."""
+    """Return the complete lines of metrics.jsonl as dicts, or [] if the file does not exist yet."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def last_step(workdir):
-    """Return the last step in metrics.jsonl, or 0."""
+    """Return the last step in metrics.jsonl, or 0 if it has no step yet."""
     return max((line["step"] for line in lines_of(workdir)), default=0)
 
 
 def latest_step(workdir):
-    """Return the step of the checkpoint that the next start resumes from, or 0."""
+    """Return the step of the checkpoint that the next start resumes from, or 0 if there is no checkpoint."""
     path = workdir / "checkpoints" / "latest"
     return int(path.read_text().removeprefix("step")) if path.exists() else 0
 
@@ -110,20 +114,21 @@ def log_file(workdir):
 
 
 def unpublished(workdir):
-    """Return name, inode and mtime of each incomplete checkpoint: one being written, or left behind by a kill."""
+    """Return name, inode and mtime of each incomplete checkpoint: the one that is being written and those of killed
+    starts."""
     found = set()
     for path in (workdir / "checkpoints").glob(".step*"):
         try:
             found.add((path.name, path.stat().st_ino, path.stat().st_mtime_ns))
         except FileNotFoundError:
-            pass  # published meanwhile
+            pass  # it was completed and renamed meanwhile
     return found
 
 
 def wait_for_moment(workdir, start_s, step_s, draw, is_over, *, is_new=True):
-    """Wait for a random moment of a start; return the run's phase at that moment, or None if the start ended before.
+    """Wait for a random moment of a start. Return the run's phase at that moment, or None if the start ended before.
 
-    Without `is_new`, the start is already training.
+    With `is_new`, the start has just begun; otherwise it is already training.
     """
     kind = draw.choice(("starting", "training", "saving") if is_new else ("training", "saving"))
     moment_s = time.monotonic() + draw.uniform(0, start_s if is_new else STEPS_PER_KILL * step_s)
@@ -144,7 +149,7 @@ def wait_for_moment(workdir, start_s, step_s, draw, is_over, *, is_new=True):
 
 
 def kill_one(pid, draw):
-    """Kill a process in a random way; return a description."""
+    """Kill a process in one of the ways in HOW, chosen at random; return this way."""
     how = draw.choice(HOW)
     if how == "out of memory" and end_memory(pid):
         return how
@@ -156,7 +161,7 @@ def kill_one(pid, draw):
 
 
 def calm_run(args, folder, steps, *options):
-    """Train without kills; return the seconds of the whole run, of its start-up and of one step."""
+    """Train without kills; return the seconds of the whole run, those of its start-up, and those of one step."""
     with (folder / "calm.log").open("w") as log:
         calm_s, codes = wait(start(args.ranks, folder / "calm", steps, log, *options), 3600)
     assert not any(codes), f"the undisturbed run failed; see {folder}/calm.log"
@@ -166,7 +171,7 @@ def calm_run(args, folder, steps, *options):
 
 
 def chaos(args, folder):
-    """Make the undisturbed run and then the killed one; return the report."""
+    """Make the undisturbed run and then the run with kills; return the report as a dict."""
     draw, steps = random.Random(args.seed), STEPS_PER_KILL * args.kills
     trust = Trust(folder, folder / "chaos")
     options = [trust.option]
@@ -216,12 +221,12 @@ def chaos(args, folder):
 
 
 def count(words):
-    """Count each word."""
+    """Return how often each word occurs."""
     return {word: words.count(word) for word in sorted(set(words))}
 
 
 def compare(workdir, calm, steps):
-    """Compare a finished run with the undisturbed one: steps lost or logged twice, equal weights and losses."""
+    """Return how many steps were lost or logged twice, and whether weights and losses equal the undisturbed run's."""
     trained = [line for line in lines_of(workdir) if "total" in line]
     students = [(run / "student.safetensors").read_bytes() for run in (workdir, calm)]
     return {
@@ -242,9 +247,9 @@ def main():
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slurm", action="store_true", help="kill parts of a Slurm job, too")
-    parser.add_argument("--fault", choices=(*FAULTS, "any"), help="cause this fault, or any, at every start")
-    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument("--slurm", action="store_true", help="train in a Slurm job, and kill its parts, too")
+    parser.add_argument("--fault", choices=(*FAULTS, "any"), help="cause this fault (any: a random one) at every start")
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))  # so that `finally` blocks stop the ranks
     folder = Path(tempfile.mkdtemp(prefix="chaos."))

@@ -1,4 +1,4 @@
-"""Disk faults for `benchmarks/chaos_slurm.py`: a disk that is full, or returns errors, for a while."""
+"""Disk faults for `benchmarks/chaos_slurm.py`: for some seconds, a disk is full or returns errors."""
 
 import subprocess
 import time
@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DISK_MIB = 200
-# Preloaded into all processes of the job. While the file named by FAILING exists, I/O in its folder fails with EIO.
+# This library is preloaded into all processes of the job. The environment variable FAILING names a file. While this
+# file exists, reads, writes and fsyncs of files in its folder fail with EIO.
 FAILING_DISK = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -47,11 +48,11 @@ def build_failing_disk(library: Path) -> None:
 
 
 def fill(path: Path, seconds: float) -> None:
-    """Fill the disk of `path` and keep it full for `seconds`."""
+    """Fill the disk of `path` by writing this file, keep the disk full for `seconds`, and delete the file."""
     until = None
     try:
         with path.open("wb", buffering=0) as file:
-            while until is None or time.monotonic() < until:  # files deleted meanwhile free space again
+            while until is None or time.monotonic() < until:  # deleted files free space again
                 try:
                     file.write(bytes(2**16))
                 except OSError:

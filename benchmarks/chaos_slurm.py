@@ -1,14 +1,16 @@
 """`benchmarks/chaos.py --slurm`: kill parts of a job on a real two-node Slurm cluster on this machine.
 
-The job is the shipped script with one rank per node. A fault kills a rank, srun, a node's slurmstepd, the job script or
-a whole node; or for some seconds it cuts a node's network link, or makes the disk of the run folder full or failing.
-The last faults come at the end of the run, during evaluation and export. The benchmark intervenes only as a user would:
-it brings a dead node back, and submits the same command again if Slurm has ended the job.
+The job uses the shipped job script, with one rank per node. A fault kills a rank, srun, a node's slurmstepd, the job
+script or a whole node. Other faults last for some seconds: a node's network link is cut, or the disk of the run folder
+is full or returns errors. The last faults come at the end of the run, during evaluation and export. Apart from faults,
+the benchmark does only what a user would do: it restarts a dead node, and it submits the same command again if Slurm
+has ended the job.
 
-Around some faults the link to the run folder points elsewhere for a moment, a second job tries the lock from another
-namespace, or the teacher's file changes before the next start. The job also inherits another job's variables
-(`benchmarks/chaos_trust.py`). The report has the seconds from each fault until the job stopped running (without
-requested stops), and the phases in which ranks reported a lost rank. Needs root, and pytest for the tests' Slurm.
+With some faults comes a second one of `benchmarks/chaos_trust.py`: the link to the run folder points to another run for
+a moment, a second job tries to take the lock from another namespace, or the teacher's file changes before the next
+start. The job also inherits another job's variables. The report has the seconds from each fault until the job stopped
+running, except after SIGTERM. It also has the phases in which ranks noticed that another rank was lost. This needs
+root, and pytest, because the Slurm cluster is that of the tests.
 """
 
 import random
@@ -37,21 +39,21 @@ from benchmarks.network import INTERFACE, Network
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 
-TRUST = ("link", "namespaces", "stale teacher", None, None, None)  # in chaos_trust.py; FOREIGN is set for every start
+TRUST = ("link", "namespaces", "stale teacher", None, None, None)  # see chaos_trust.py; FOREIGN is set for every start
 REPOINTED_S = 2.0  # maximum time for which the run's link points to another run
 WHAT = ("a rank", "a rank", "srun", "slurmstepd", "job script", "node", "link", "disk", "disk")
 STEPS_PER_FAULT = 20
-ALONE_STEPS = 30  # steps after a fault that show that the run survived it
+ALONE_STEPS = 30  # number of steps after a fault that prove that the run survived it
 CUT_S = 5.0  # maximum length of a temporary fault, shorter than Slurm's timeout for a node
-NUM_ENDINGS, ENDING_S = 5, 0.5  # number of faults at the end of a run, and their maximum delay after its last step
+NUM_ENDINGS, ENDING_S = 5, 0.5  # number of faults at the end of the run, and their maximum delay after its last step
 ALLOCATION = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=4", "--signal=B:USR1@120"]
-UNNOTICED_S = 400.0  # longer than the job's time limit
+UNNOTICED_S = 400.0  # maximum wait for the end of a start; longer than the job's time limit
 UNSTARTED_S = 600.0
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 
 class Job:
-    """Slurm job of the run, resubmitted whenever Slurm has ended it."""
+    """The run's Slurm job, which is submitted again whenever Slurm has ended it."""
 
     def __init__(self, cluster: Cluster, trust: Trust, steps: int) -> None:
         self.cluster, self.trust, self.workdir, self.steps = cluster, trust, trust.workdir, steps
@@ -65,13 +67,13 @@ class Job:
                         f"--max_steps={steps}", f"--workdir={trust.place('link')}", trust.option]  # fmt: skip
 
     def current(self) -> tuple[str, str]:
-        """Return the latest start of the job, "JOB.RESTARTS", and its state."""
+        """Return the latest start of the job, as "JOB.RESTARTS", and the job's state in Slurm."""
         told = self.cluster.job(self.ids[-1])
         return f"{self.ids[-1]}.{told['Restarts']}", told["JobState"]
 
     def until_running(self) -> str | None:
-        """Wait until a start is running, resubmitting the job if it has ended; return the start, or None once the run
-        is finished."""
+        """Wait until a start is running, and return it. If the job has ended, submit it again. If the run is finished,
+        return None."""
         deadline = time.monotonic() + UNSTARTED_S
         while not (self.workdir / "done").exists():
             which, state = self.current() if self.ids else ("", "")
@@ -84,17 +86,17 @@ class Job:
         return None
 
     def is_over(self, which: str) -> bool:
-        """Whether that start is no longer running."""
+        """Return whether this start is no longer running."""
         return self.current() != (which, "RUNNING")
 
     def was_over(self, which: str) -> bool:
-        """Like `is_over`, but up to half a second old: asking Slurm takes longer than writing a checkpoint."""
+        """Like `is_over`, but ask Slurm at most twice per second: asking takes longer than writing a checkpoint."""
         if time.monotonic() > self.asked_at + 0.5:
             self.asked_at, self.answer = time.monotonic(), self.is_over(which)
         return self.answer
 
     def processes(self, what: str) -> list[int]:
-        """Return the pids of the running processes of one kind."""
+        """Return the process IDs of the running processes of one kind; `what` is "a rank" or another word of WHAT."""
         found = self.cluster.processes()
         words = {
             "a rank": rf"^\S*python\S* -u train\.py .*{self.trust.link}",
@@ -117,12 +119,12 @@ class Fault(NamedTuple):
     what: str
     how: str
     phase: str
-    noticed_s: float | None  # seconds until the start ended; None if it survived
-    num_repeated: int  # steps that the next start has to repeat
+    noticed_s: float | None  # seconds until the start ended; None if it survived the fault
+    num_repeated: int  # number of steps that the next start has to repeat
 
 
 def take_away(job: Job, which: str, draw: random.Random, among: Sequence[str]) -> tuple[str, str, str, float] | None:
-    """Inject a fault; return its target, kind, node and time, or None if the start ended before."""
+    """Cause a fault. Return its target, its kind, its node and its time, or None if the start ended before."""
     what, node, began = draw.choice(among), draw.choice(sorted(job.cluster.nodes)), time.monotonic()
     if what == "link":
         job.cluster.network.cut(node)
@@ -147,12 +149,12 @@ def take_away(job: Job, which: str, draw: random.Random, among: Sequence[str]) -
     began = time.monotonic()
     try:
         return what, kill_one(draw.choice(alive), draw), node, began
-    except ProcessLookupError:  # it ended meanwhile
+    except ProcessLookupError:  # the process has exited meanwhile
         return None
 
 
 def until_noticed(job: Job, which: str, lost: str, began: float) -> float | None:
-    """Wait until the start ends; return the seconds since `began`, or None if it continues or finishes the run."""
+    """Wait until the start ends; return the seconds since `began`. Return None if it survives or finishes the run."""
     step = last_step(job.workdir)
     while not job.is_over(which):
         if last_step(job.workdir) > step + ALONE_STEPS:
@@ -165,9 +167,9 @@ def until_noticed(job: Job, which: str, lost: str, began: float) -> float | None
 
 
 def strike(job: Job, which: str, draw: random.Random, surroundings: ExitStack) -> str | None:
-    """Inject a fault of chaos_trust.py and return its name; a changed teacher stays until `surroundings` closes."""
+    """Cause a random fault of TRUST, or none; return its name or None. `surroundings` restores a changed teacher."""
     fault = draw.choice(TRUST)
-    if fault == "stale teacher" and not latest_step(job.workdir):  # without a checkpoint any teacher is accepted
+    if fault == "stale teacher" and not latest_step(job.workdir):  # without a checkpoint, a run accepts any teacher
         return None
     if fault == "stale teacher":
         surroundings.enter_context(job.trust.changed_teacher())
@@ -179,14 +181,14 @@ def strike(job: Job, which: str, draw: random.Random, surroundings: ExitStack) -
 
 
 def until_refused(job: Job) -> None:
-    """Wait until the job has ended; a failed one must have rejected the changed teacher."""
+    """Wait until the job has ended. If it has failed, check that the changed teacher was the reason."""
     job.cluster.until_state(job.ids[-1], *FINAL, timeout_s=UNSTARTED_S)
     if job.current()[1] == "FAILED":
         assert "teacher.checkpoint changed" in job.log(), job.log()[-3000:]
 
 
 def wait_for_end(job: Job, draw: random.Random, was_over: Callable[[], bool], *, is_new: bool) -> str | None:
-    """Wait for a random moment after the last step; return "ending", or None if the start ended before."""
+    """Wait for a random moment after the last step. Return "ending", or None if the start ended before."""
     before = log_file(job.workdir) if is_new else None
     while last_step(job.workdir) < job.steps or log_file(job.workdir) == before:
         if was_over():
@@ -197,7 +199,7 @@ def wait_for_end(job: Job, draw: random.Random, was_over: Callable[[], bool], *,
 
 
 def make_faults(job: Job, num_faults: int, draw: random.Random, *, start_s: float, step_s: float) -> Iterator[Fault]:
-    """Inject one fault after another until the run is finished."""
+    """Cause one fault after another until the run is finished; yield each."""
     number, before = 0, None
     while which := job.until_running():
         was_over, is_new = partial(job.was_over, which), which != before
@@ -234,7 +236,7 @@ def make_faults(job: Job, num_faults: int, draw: random.Random, *, start_s: floa
 
 
 def chaos(args, folder) -> dict:
-    """Make the undisturbed run, then the one with faults, and return the report."""
+    """Make the undisturbed run and then the run with faults; return the report as a dict."""
     reason = slurm.why_not() or network.why_not()
     if reason:
         raise SystemExit(f"--slurm does not work on this machine: {reason}")
@@ -269,6 +271,6 @@ def chaos(args, folder) -> dict:
 
 
 def summary(seconds: list) -> dict[str, float]:
-    """Return mean and maximum of the values that are not None."""
+    """Return mean and maximum of the values that are not None, or {} if all are None."""
     there = [each for each in seconds if each is not None]
     return {"mean": sum(there) / len(there), "max": max(there)} if there else {}

@@ -1,9 +1,9 @@
-"""Faults of `benchmarks/chaos.py` in a run's surroundings: streams, paths, environment, teacher, namespaces.
+"""Faults of `benchmarks/chaos.py` in a run's surroundings: stderr, paths, environment, teacher, namespaces.
 
-Each fault happens around a kill. stderr is full, closed or broken; the run folder is a link that changes to another
-run; the environment has another job's variables; the teacher's file changes between two starts; a second job tries to
-take the lock from another process or time namespace. AssertionError means that the run did not notice, or that a file
-of another run changed.
+One fault comes together with a kill. Either stderr is full, closed or broken; or the run folder is a link, which is
+redirected to another run; or the environment has another job's variables; or the teacher's file changes between two
+starts; or a second job tries to take the lock from another process or time namespace. An AssertionError means that the
+run did not react as it should, or that a file of the other run has changed.
 """
 
 import hashlib
@@ -40,11 +40,11 @@ GROUPS = (
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.swappiness"),
     ("/sys/fs/cgroup", "memory.max", "memory.swap.max"),
 )
-"""For cgroups v1 and v2: the root folder, and the file names of the memory limit and the swap setting."""
+"""For cgroups v1 and v2: the root folder, the file name of the memory limit, and that of the swap setting."""
 
 
 class Trust:
-    """Surroundings of a run: a link to its folder, a copy of its teacher, and another run that must not change."""
+    """Link to a run's folder and copy of its teacher, which faults change; and another run, which must not change."""
 
     def __init__(self, folder: Path, workdir: Path) -> None:
         self.workdir, self.link, self.other = workdir, folder / "link", folder / "other"
@@ -54,13 +54,13 @@ class Trust:
         shutil.copy(DEMO_TEACHER.with_suffix(".json"), self.teacher.with_suffix(".json"))
 
     def copy_other(self, run: Path) -> None:
-        """Copy a finished run as the other run."""
+        """Copy a finished run; the copy is the other run, which must not change."""
         shutil.copytree(run, self.other)
         self.before = hash_of(self.other)
 
     @contextmanager
     def stream(self, fault: str | None, log):
-        """Yield the stderr for a start: `log`, or a full or broken stream."""
+        """Yield the file for a start's stderr: a full or broken stream for these faults, otherwise `log`."""
         if fault == "full stream":
             with open("/dev/full", "w") as full:
                 yield full
@@ -73,7 +73,7 @@ class Trust:
             yield log
 
     def place(self, fault: str | None) -> Path:
-        """Return the run folder for the command line: the folder itself, or for the fault "link" a link to it."""
+        """Return the run folder's path for the command line; with the fault "link", return that of a link to it."""
         if fault != "link":
             return self.workdir
         self.workdir.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ class Trust:
         self.link.symlink_to(folder)
 
     def strike(self, fault: str | None, is_locked) -> None:
-        """Inject the fault while the ranks run; `is_locked` returns whether they already hold the run folder's lock."""
+        """Cause a fault while the ranks run; `is_locked` returns whether they already hold the run folder's lock."""
         if fault == "link":
             self._point_to(self.other)
         if fault == "namespaces" and is_locked():
@@ -99,7 +99,7 @@ class Trust:
 
     @contextmanager
     def changed_teacher(self):
-        """Change the teacher's file for the `with` block."""
+        """Change the teacher's file for the `with` block, and restore it afterwards."""
         content = self.teacher.read_bytes()
         self.teacher.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         yield
@@ -107,7 +107,7 @@ class Trust:
 
 
 def hash_of(folder: Path) -> str:
-    """Hash the names and contents of all files in a folder."""
+    """Return a hash of the names and contents of all files in a folder."""
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         found.update(bytes(path) + (path.read_bytes() if path.is_file() else b""))
@@ -115,12 +115,12 @@ def hash_of(folder: Path) -> str:
 
 
 def close_stderr() -> None:
-    """Close stderr; called in the child before it executes the rank's program."""
+    """Close stderr. The child process calls this before it executes the rank's program."""
     os.close(2)
 
 
 def end_memory(pid: int) -> bool:
-    """Limit a process's memory so that the kernel kills it at its next allocation; return whether that is possible."""
+    """Limit a process's memory, so that the kernel kills it at its next allocation; return whether this is possible."""
     for top, limit, swap in GROUPS:
         group = Path(top, "vitkd_ds_chaos")
         with suppress(OSError):

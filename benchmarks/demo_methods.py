@@ -3,10 +3,11 @@
     python benchmarks/demo_methods.py search [--folder runs/methods] [--jobs 2]
     python benchmarks/demo_methods.py table  [--folder runs/methods] [--jobs 2] [--seeds 5]
 
-`search` holds out 1,000 of the 6,000 packaged training images and trains each method with every factor in WEIGHTS on
-its default weight, for SEARCH_EPOCHS epochs with one seed. It writes the best factor per method to folder/weights.json.
-`table` trains all methods with these weights on all 6,000 images and evaluates on the 2,000 test images, which the
-search never sees. It writes folder/table/sweep.md. Rerun an interrupted command to resume it.
+`search` holds out 1,000 of the 6,000 training images in the package. It trains each method on the others for
+SEARCH_EPOCHS epochs with one seed, once for each factor in WEIGHTS, by which it multiplies the method's weight. It
+writes the best factor of each method to weights.json in the folder. `table` trains all methods with these factors on
+all 6,000 images, and evaluates them on the 2,000 test images, which the search does not use. It writes table/sweep.md
+in the folder. Rerun an interrupted command to resume it.
 """
 
 import argparse
@@ -50,13 +51,13 @@ METHODS = {
     "relation": {"losses.relation.weight": 1.0},
     "spectral": {"losses.spectral.weight": 1.0},
 }
-"""Loss weights per method; cross-entropy has weight 1 unless given. The search tunes the last weight."""
+"""Loss weights of each method. Cross-entropy has weight 1 unless it is listed. The search tunes the last weight."""
 FIXED = (PLAIN, "soft_kd_0.9")
-"""Methods without a weight to tune: they have no such term, or the method prescribes the weight."""
+"""Methods that are not tuned: one has no distillation loss, and the weights of the other are part of its definition."""
 
 
 def run_of(method: str, factor: float) -> Run:
-    """Return the demo run with a method's terms instead of its own, and the method's last weight times `factor`."""
+    """Return the demo's run with a method's loss terms; the method's last weight is multiplied by `factor`."""
     if method == PLAIN:
         return build_run("demo_plain")
     options = OFF | METHODS[method]
@@ -66,7 +67,7 @@ def run_of(method: str, factor: float) -> Run:
 
 
 def write_recipe(folder: Path, name: str, run: Run) -> str:
-    """Write a run as a JSON file for --recipe; return its path."""
+    """Write a run's settings to a JSON file that --recipe can read; return the file's path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(as_dict(run)))
@@ -74,10 +75,10 @@ def write_recipe(folder: Path, name: str, run: Run) -> str:
 
 
 def held_out_data(folder: Path) -> dict[str, str]:
-    """Split the packaged training images into two .beton files; return the options to train and evaluate on them."""
+    """Split the training images of the package into two .beton files; return the options of a run that uses them."""
     paths = {split: folder / f"{split}.beton" for split in ("train", "val")}
     if not all(path.exists() for path in paths.values()):
-        # A validation loader returns the images unchanged and in file order.
+        # A loader for validation returns the images unchanged and in the order of the file.
         data = replace(build_run("demo_plain").data, val=str(demo_beton("train")))
         counts = np.zeros(len(CLASSES), int)
         with closing((loader := build_loader(data, split="val", micro_batch_size=500)).epoch(0)) as micro_batches:
@@ -95,7 +96,7 @@ def held_out_data(folder: Path) -> dict[str, str]:
 
 
 def search(args: argparse.Namespace) -> None:
-    """Train every tunable method with every weight factor, and write the best factors to weights.json."""
+    """Train each method that is not in FIXED with each factor in WEIGHTS; write the best factors to weights.json."""
     folder = args.folder.resolve()
     options = held_out_data(folder / "held_out") | {"epochs": str(SEARCH_EPOCHS), "eval_every_epochs": "0"}
     tried = {
@@ -112,7 +113,7 @@ def search(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Train every method with its tuned weight over all seeds, and print the table."""
+    """Train each method with its tuned weight and each seed, and print the table."""
     folder = args.folder.resolve()
     weights = json.loads((folder / "weights.json").read_text())
     recipes = [write_recipe(folder / "final", name, run_of(name, weights.get(name, 1.0))) for name in METHODS]

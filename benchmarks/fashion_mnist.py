@@ -1,7 +1,7 @@
-"""Convert Fashion-MNIST, as installed by Debian's package dataset-fashion-mnist, for the demo.
+"""Convert the files of Debian's package dataset-fashion-mnist to the images of the demo.
 
-python benchmarks/fashion_mnist.py folders DST   all images as PNGs in class folders: the data of `demo_teacher`
-python benchmarks/fashion_mnist.py archive       the subset in vitkd_ds/data/demo, as .beton files
+python benchmarks/fashion_mnist.py folders DST   write all images as PNGs in class folders, for the recipe demo_teacher
+python benchmarks/fashion_mnist.py archive       write the subset in vitkd_ds/data/demo: a zip file with .beton files
 """
 
 import gzip
@@ -21,14 +21,14 @@ from vitkd_ds.data.draws import keyed_rng
 IDX_DIR = Path("/usr/share/datasets/fashion-mnist")
 IDX_PREFIX = {"train": "train", "val": "t10k"}
 PER_CLASS = {"train": 600, "val": 200}
-"""Images per class in the archive."""
+"""Number of images per class in the archive."""
 CHOICE_SEED = 0
 ZIP_DATE = (2017, 8, 25, 0, 0, 0)
-"""Fixed date, so that the same images give the same bytes."""
+"""Date of all files in the archive; it is fixed, so that the same images give the same bytes."""
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read a gzipped idx file of bytes (MNIST's format: a magic number, the shape, the values)."""
+    """Read an array of bytes from a gzipped idx file (MNIST's format: a magic number, the shape, the values)."""
     content = gzip.decompress(path.read_bytes())
     zeros, kind, num_axes = int.from_bytes(content[:2], "big"), content[2], content[3]
     shape = tuple(np.frombuffer(content, ">u4", count=num_axes, offset=4).astype(int))
@@ -38,10 +38,10 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def write_folders(dst: Path, *, idx_dir: Path = IDX_DIR, per_class: dict[str, int] | None = None) -> None:
-    """Write images as PNGs to dst/train and dst/val, with a folder per class.
+    """Write the images as PNGs to dst/train and dst/val, in one folder per class.
 
     Args:
-        per_class: Images per class for each split, chosen at random with a fixed seed; None for all images.
+        per_class: Number of images per class for each split, chosen at random with a fixed seed; None for all images.
     """
     for split_number, (split, prefix) in enumerate(IDX_PREFIX.items()):
         paths = [idx_dir / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
@@ -59,7 +59,7 @@ def write_folders(dst: Path, *, idx_dir: Path = IDX_DIR, per_class: dict[str, in
 
 
 def write_archive(dst: Path, *, idx_dir: Path = IDX_DIR) -> None:
-    """Write the archive in vitkd_ds/data/demo; the same images give the same bytes."""
+    """Write the zip file of vitkd_ds/data/demo to `dst`. The same images give the same bytes."""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(dst, "w") as archive:
         write_folders(Path(folder), idx_dir=idx_dir, per_class=PER_CLASS)
         files = [ARCHIVE.with_name("LICENSE")]

@@ -2,11 +2,11 @@
 
     python benchmarks/gpu.py [--out gpu] [--debug]
 
-The parts run one after another in separate processes: the correctness checks (`gpu_checks.py`); one training step for
-each pair and placement (`step.py`); Base at 512 images, for its memory; CUDA graphs, fp8 and tuned kernels; and the
-host's time (`host.py`). Each part writes its output and its rows as JSON to --out. rows.json has all rows, rows.md the
-lines for benchmarks/RESULTS.md. A failed part is reported and does not stop the others.
---debug runs everything at toy size without a GPU.
+This command runs several parts, one after another, each in its own process. `gpu_checks.py` checks correctness.
+`step.py` times a training step for each pair of models and each placement of the teacher; then Base with 512 images, to
+measure its memory; and then CUDA graphs, fp8 and tuned kernels. `host.py` times the host. Each part writes its output
+and its rows (JSON) to the folder --out. There, rows.json has all rows, and rows.md has lines for benchmarks/RESULTS.md.
+If a part fails, this is reported, and the other parts still run. --debug runs everything at toy size without a GPU.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOP, SHARD = 1.0, 1.05
-"""Targets: a replica's minimum speed as a multiple of the compiled loop's, a shard's maximum time of a replica's."""
+"""Targets: minimum speed of a replica relative to the compiled loop; maximum time of a shard relative to a replica."""
 MINUTES, PART_MINUTES = 25, 8
-"""Time limits for all parts together and for one part. Parts that have not started by then are reported and skipped."""
+"""Time limits for all parts together and for one part. A part that has not started by then is skipped and reported."""
 
 
 def parts(out: Path, *, debug: bool) -> dict[str, list[str]]:
-    """Return the parts: name to Python's arguments, the most important part first."""
+    """Return the parts as a dict from name to Python's arguments, the most important part first."""
 
     def benchmark(file: str, name: str, *args: str) -> list[str]:
         return [f"benchmarks/{file}.py", *args, "--json", str(out / f"{name}.json")]
@@ -68,7 +68,7 @@ def parts(out: Path, *, debug: bool) -> dict[str, list[str]]:
 
 
 def run(name: str, arguments: list[str], out: Path, *, deadline: float) -> dict[str, Any]:
-    """Run one part; return its exit code (None if time ran out), seconds and rows."""
+    """Run one part. Return its exit code (None if it did not finish in time), its seconds and its rows."""
     start = time.monotonic()
     if start >= deadline:
         return {"part": name, "code": None, "seconds": 0.0, "rows": []}
@@ -81,7 +81,7 @@ def run(name: str, arguments: list[str], out: Path, *, deadline: float) -> dict[
         try:
             code = process.wait(timeout=min(deadline - start, 60 * PART_MINUTES))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # including its children, which would keep the GPU
+            os.killpg(process.pid, signal.SIGKILL)  # also its children, which would otherwise occupy the GPU
             code = process.wait() and None
     rows = out / f"{name}.json"
     found = json.loads(rows.read_text()) if rows.exists() else []
@@ -89,7 +89,7 @@ def run(name: str, arguments: list[str], out: Path, *, deadline: float) -> dict[
 
 
 def lines_for_results(done: list[dict[str, Any]]) -> list[str]:
-    """Format the rows of `step.py` as lines of the table in benchmarks/RESULTS.md, without that table's row names."""
+    """Format the rows of `step.py` as lines for the first table of benchmarks/RESULTS.md, without names such as S1."""
     lines = []
     for row in (row for each in done if each["part"].startswith("step") for row in each["rows"]):
         values = [("ratio", "{:.2f}"), ("peak_gib", "{:.1f}"), ("mfu", "{:.1%}")]
@@ -100,7 +100,7 @@ def lines_for_results(done: list[dict[str, Any]]) -> list[str]:
 
 
 def judge(done: list[dict[str, Any]]) -> list[str]:
-    """Return a line per target, reached or missed; does not affect the exit code.
+    """Return a line per target that says whether it was reached or missed. Missed targets do not affect the exit code.
 
     A replica must be at least LOOP times as fast as the compiled loop, and a shard may take at most SHARD times as long
     as a replica.
@@ -133,7 +133,7 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    import torch  # after --help
+    import torch  # imported here so that --help is fast
 
     if not args.debug and not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} finds no usable GPU; run `vitkd-ds doctor`, or pass --debug")
@@ -142,7 +142,7 @@ def main() -> None:
         done.append(run(name, arguments, out, deadline=deadline))
         state = {0: "ok", None: "not finished in time"}.get(done[-1]["code"], "FAILED")
         print(f"{name:18} {done[-1]['seconds']:6.0f} s  {state}  {out / name}.txt", flush=True)
-        (out / "rows.json").write_text(json.dumps(done, indent=1))  # each time: an interruption loses nothing
+        (out / "rows.json").write_text(json.dumps(done, indent=1))  # now, so that an interruption loses nothing
         (out / "rows.md").write_text("\n".join(lines_for_results(done)) + "\n")
     print(*judge(done), sep="\n")
     sys.exit(any(each["code"] != 0 for each in done))

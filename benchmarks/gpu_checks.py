@@ -1,9 +1,10 @@
-"""Correctness checks on a GPU: loader, step, CUDA graphs, resume, veto, offloaded teacher.
+"""Check correctness on a GPU: loader, losses, CUDA graphs, resuming, skipping bad updates, offloaded teacher.
 
     python benchmarks/gpu_checks.py [--json FILE]
 
-One rank. Each check compares the GPU with the CPU or with a second run, and prints a line. The exit code is 1 if a
-check failed. Without a GPU the checks run on the CPU, which tests only the checks themselves.
+Each check uses one rank and prints a line. Most of them compare results on the GPU with those on the CPU, or with those
+of a second run. The exit code is 1 if a check fails. Without a GPU, the checks run on the CPU, which tests only the
+code of the checks.
 """
 
 import argparse
@@ -27,11 +28,11 @@ RUN = (
     "--checkpoint.keep_last=100", "--global_batch_size=32", "--micro_batch_size_per_gpu=16", "--compile=false",
 )  # fmt: skip
 CLOSE = 0.01
-"""Allowed relative difference of bf16 losses on two devices, from rounding over a few updates."""
+"""Allowed relative difference between losses on two devices, caused by rounding to bf16 over a few updates."""
 
 
 def train(folder: Path, *flags: str, on_cpu: bool = False) -> list[dict[str, Any]]:
-    """Train in a new process, as a user would; return the lines of metrics.jsonl."""
+    """Train in a new process, as a user would; return the lines of metrics.jsonl as dicts."""
     environ = os.environ | ({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {})
     command = [sys.executable, str(ROOT / "train.py"), *RUN, f"--workdir={folder}", *flags]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
@@ -46,8 +47,8 @@ def totals(lines: list[dict[str, Any]]) -> list[float]:
 
 
 def check_step(folder: Path) -> str:
-    """Check that training has the same losses on this device and on the CPU."""
-    # ViTKD's generation term is off: its random mask comes from the device's own generator.
+    """Check that the losses of a training run on this device are close to those on the CPU."""
+    # Without ViTKD's generation term, whose random mask differs between devices.
     flags = ("--losses.vitkd.beta=0",)
     here, there = totals(train(folder / "here", *flags)), totals(train(folder / "cpu", *flags, on_cpu=True))
     worst = max(abs(a - b) / abs(b) for a, b in zip(here, there, strict=True))
@@ -56,7 +57,7 @@ def check_step(folder: Path) -> str:
 
 
 def check_graphs(folder: Path) -> str:
-    """Check that CUDA graphs give the same losses as plain kernels, with a replicated teacher."""
+    """Check that the losses with CUDA graphs are close to those without, with a replicated teacher."""
     flags = ("--teacher.placement=replica",)
     plain, recorded = (
         totals(train(folder / choice, *flags, f"--compile={choice}")) for choice in ("default", "reduce-overhead")
@@ -67,12 +68,12 @@ def check_graphs(folder: Path) -> str:
 
 
 def check_resume(folder: Path) -> str:
-    """Check that a run resumed halfway ends with the weights of an uninterrupted run."""
+    """Check that a run that resumes halfway ends with the weights of an uninterrupted run if it is deterministic."""
     found = []
     for name, flags in (("as it ships", ()), ("--deterministic", ("--deterministic",))):
         whole, split = folder / f"whole{len(flags)}", folder / f"split{len(flags)}"
         train(whole, *flags)
-        # Resumes the other run's checkpoint: a shorter first run would have other learning rates.
+        # Resume a checkpoint of the whole run, because a shorter first run would have other learning rates.
         train(split, f"--resume={whole}/checkpoints/step{STOP:08d}", *flags)
         hashes = {hashlib.sha256((each / "student.safetensors").read_bytes()).hexdigest() for each in (whole, split)}
         found.append(f"{name}: {'the same bits' if len(hashes) == 1 else 'OTHER BITS'}")
@@ -81,7 +82,7 @@ def check_resume(folder: Path) -> str:
 
 
 def check_veto(folder: Path) -> str:
-    """Check that the update with a NaN loss and all later ones are skipped; on a GPU with fused AdamW."""
+    """Check that an update with a NaN loss and all later updates are skipped. A GPU uses fused AdamW here."""
     import torch
 
     from tests.engine import tiny
@@ -110,7 +111,7 @@ def check_veto(folder: Path) -> str:
 
 
 def check_loader(folder: Path) -> str:
-    """Check that a busy device and the CPU get the same micro-batches, pixel by pixel."""
+    """Check that the loader gives a busy device and the CPU the same micro-batches, pixel by pixel."""
     import torch
 
     from vitkd_ds.data.loader import build_loader
@@ -123,7 +124,7 @@ def check_loader(folder: Path) -> str:
     kept, work = [], torch.ones(1024, 1024, device=device)
     with closing(here.epoch(0)) as micro_batches:
         for (images, labels), _ in zip(micro_batches, range(64)):
-            for _ in range(20):  # keeps the device behind the host, so that a wrongly ordered copy shows
+            for _ in range(20):  # keeps the device behind the host, so that a copy in the wrong order is noticed
                 work = (work @ work).clamp(-1, 1)
             kept.append((images.clone(), labels.clone()))
     with closing(there.epoch(0)) as micro_batches:
@@ -133,7 +134,7 @@ def check_loader(folder: Path) -> str:
 
 
 def check_offload(folder: Path) -> str:
-    """Check that an offloaded teacher has a replica's features and needs at most two more blocks of memory."""
+    """Check that an offloaded teacher has a replica's logits, and needs memory for at most two blocks more."""
     import torch
 
     from vitkd_ds.engine import teacher as engine_teacher
@@ -156,8 +157,8 @@ def check_offload(folder: Path) -> str:
 
 
 def offloaded(device: Any, placement: str) -> tuple[Any, int, int, int]:
-    """Run a 12-block teacher; return its logits, the forward's additional peak memory, and the bytes of one block and
-    of the weights outside the blocks."""
+    """Run a teacher with 12 blocks. Return its logits, the additional peak memory of a forward in bytes, the bytes of
+    one block, and the bytes of the weights outside the blocks."""
     import timm
     import torch
 
@@ -165,7 +166,7 @@ def offloaded(device: Any, placement: str) -> tuple[Any, int, int, int]:
     from vitkd_ds.engine.teacher import Teacher
 
     is_gpu = device.type == "cuda"
-    # Large enough that a GPU takes longer to compute a block than to copy it.
+    # On a GPU, the model is so large that computing a block takes longer than copying it.
     pixels, num_images, width = (224, 256, 1024) if is_gpu else (64, 2, 64)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (num_images, 3, pixels, pixels), generator=generator, dtype=torch.uint8).to(device)
@@ -176,11 +177,11 @@ def offloaded(device: Any, placement: str) -> tuple[Any, int, int, int]:
     config = tiny.TeacherConfig("deit3_large_patch16_224", checkpoint="random", placement=placement)
     run = replace(tiny.RUN, data=replace(tiny.RUN.data, image_size=pixels), teachers={"teacher": config}, compile="off")
     teacher = Teacher(model, run, device=device, micro_batch_size=num_images)
-    for _ in range(3):  # the first pass needs more memory: DeepSpeed records the order of the modules
+    for _ in range(3):  # the first forward needs more memory, because DeepSpeed records the order of modules
         if is_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-            # Freed memory that the device may still use counts as active, but not as allocated.
+            # Active bytes include memory that was freed but that the device may still use; allocated bytes do not.
             before = torch.cuda.memory_stats()["active_bytes.all.current"]
         logits = teacher(images).logits_BK
         if is_gpu:
@@ -196,7 +197,7 @@ CHECKS: dict[str, Callable[[Path], str]] = {
 
 
 def results() -> Iterator[tuple[str, bool, str]]:
-    """Run all checks; yield each check's name, whether it passed, and its message."""
+    """Run all checks; for each, yield its name, whether it passed, and its message."""
     for name, check in CHECKS.items():
         with tempfile.TemporaryDirectory() as folder:
             try:

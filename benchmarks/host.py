@@ -2,11 +2,12 @@
 
     python benchmarks/host.py [--variants eager compiled replica shard] [--rounds 30] [--steps 10] [--json FILE]
 
-With DeiT-Tiny and small micro-batches a GPU waits for Python and for kernel launches. Their cost depends on the number
-of blocks and parameters, not on the width. So the models here have the real depth (12 blocks, 163 parameters each) but
-almost no arithmetic: widths 24 and 48, 64-px images, micro-batch 4. The variants of `benchmarks/step.py` take turns in
-one process. Each part (ms) is the median over all steps, and `total_ms` the median of whole steps. `ratio` is a round's
-time divided by that of the plain compiled loop in the same round, as the median over the rounds.
+With DeiT-Tiny and small micro-batches, a GPU waits for Python and for kernel launches. Their cost depends on the number
+of blocks and parameters, not on the width. Therefore the models here have the real depth (12 blocks, 163 parameters
+each), but almost no arithmetic: widths 24 and 48, 64-px images, micro-batch 4. The variants of `benchmarks/step.py`
+take turns in one process. The time of each part is the median over all steps, in ms. `total_ms` is the median time of a
+whole step. For `ratio`, the time of a round is divided by that of the plain compiled loop in the same round; the column
+has the median over the rounds.
 """
 
 import argparse
@@ -39,11 +40,11 @@ from vitkd_ds.train.parts import build_models  # noqa: E402
 VARIANTS = ("eager", "compiled", "replica", "shard")
 MICRO_BATCH = 4
 WIDTHS = {"embed_dim": 24, "num_heads": 2}, {"embed_dim": 48, "num_heads": 2}
-"""Model arguments of student and teacher; the depth is the recipe's."""
+"""Model arguments of student and teacher; their depth is that of the recipe."""
 
 
 def build_pair(*, debug: bool) -> Pair:
-    """Build the models of the Tiny recipe at real depth (two blocks with `debug`) and toy width."""
+    """Build the models of the Tiny recipe with toy width and their real depth (two blocks with `debug`)."""
     run = build_run(RECIPES["tiny"])
     student_args, teacher_args = (width | ({"depth": 2} if debug else {}) for width in WIDTHS)
     student = replace(run.student, model_args=student_args, drop_path_rate=0.0)
@@ -54,19 +55,19 @@ def build_pair(*, debug: bool) -> Pair:
 
 
 def time_round(variant: Variant, batch: MicroBatch, steps: int) -> list[dict[str, float]]:
-    """Return the milliseconds of each part, for each step."""
+    """Run some steps of a variant; for each step, return the milliseconds of each part."""
     return [{part: 1e3 * s for part, s in parts_of_step(variant, batch).items()} for _ in range(steps)]
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time all variants in turns; return a row for each."""
+    """Time all variants, which take turns; return a row for each."""
     device = processes.start_processes()
     torch.set_num_threads(1)
     pair = build_pair(debug=args.debug)
     batch = make_micro_batch(pair, MICRO_BATCH, device)
     variants = {name: build_variant(name, pair, device, MICRO_BATCH) for name in args.variants}
     for variant in variants.values():
-        torch.manual_seed(2)  # ViTKD's mask
+        torch.manual_seed(2)  # for ViTKD's random mask
         for _ in range(args.warmup):
             step(variant, batch)
     rounds = [
@@ -76,7 +77,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def row_of(name: str, rounds: list[dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
-    """Return the medians over all steps, and the ratio to the compiled loop (None if that did not run)."""
+    """Return the medians over all steps, and the ratio to the compiled loop (None if this loop was not timed)."""
     steps = [times for each in rounds for times in each[name]]
     row: dict[str, Any] = {"variant": name}
     row |= {f"{part}_ms": statistics.median(times[part] for times in steps) for part in PARTS}
@@ -91,10 +92,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=10, help="per round")
+    parser.add_argument("--steps", type=int, default=10, help="number of steps per round")
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--debug", action="store_true", help="two blocks, no compilation; the numbers mean nothing")
+    parser.add_argument("--debug", action="store_true", help="two blocks and no compilation; the numbers mean nothing")
     return parser.parse_args()
 
 

@@ -1,12 +1,12 @@
-"""Time and memory of a large sharded teacher on CPU ranks, for start-up and for a step.
+"""Measure time and memory of a large sharded teacher on CPU ranks, during start-up and in a training step.
 
     python benchmarks/large_teacher.py [--model vit_7b_patch16_dinov3] [--ranks 2] [--placement shard] [--folder DIR]
 
-Writes random bf16 weights for the model, block by block (13.4 GB for 6,716 M parameters), distils a DeiT-Small with the
-terms `feature` and `relation` for two updates at one image per rank, and deletes the weights. Each rank prints the
-seconds until its engines are ready, the seconds of each update, and its peak memory. The memory of a process that has
-imported everything and joined the process group is subtracted. The peak is VmHWM of /proc, which includes pages of the
-file being read; it covers the student, its losses and its optimizer too.
+Writes random bf16 weights for the teacher, block by block (13.4 GB for 6,716 M parameters). Distils a DeiT-Small with
+the loss terms `feature` and `relation` for two updates, with one image per rank. Deletes the weights at the end. Each
+rank prints the seconds until its engines are ready, the seconds of each update, and its peak memory. The memory of a
+process that has imported everything and joined the process group is subtracted. Peak memory is VmHWM of /proc. It
+includes pages of the file that is being read, and the student with its losses and optimizer.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LIMIT_S = 3600
 
 
 def write_weights(model_name: str, folder: Path) -> int:
-    """Write random bf16 weights, a file per block and one for the rest, with an index; return the parameter count."""
+    """Write random bf16 weights (a file per block, one for the rest, an index); return the number of parameters."""
     with torch.device("meta"):
         model = timm.create_model(model_name, num_classes=0)
     groups: dict[str, list[str]] = {}
@@ -47,13 +47,13 @@ def write_weights(model_name: str, folder: Path) -> int:
 
 
 def memory_gib(key: str) -> float:
-    """Return VmHWM (peak) or VmRSS (now) of this process, in GiB."""
+    """Return this process's peak memory (key VmHWM) or current memory (key VmRSS) in GiB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 2**20
 
 
 def work(args: argparse.Namespace) -> None:
-    """Start both engines as training does, make two updates on random images, and print the results; one rank."""
+    """On one rank, start both engines as in training, make two updates on random images, and print the results."""
     from vitkd_ds.cli import parse_run
     from vitkd_ds.engine import ranks
     from vitkd_ds.engine.processes import leave, start_processes

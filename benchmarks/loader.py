@@ -1,20 +1,20 @@
-"""Loader speed, compared with FFCV, torchvision, Pillow, DALI and libjpeg-turbo's limit.
+"""Compare the speed of our loader with FFCV, torchvision, Pillow, DALI and the limit of libjpeg-turbo.
 
     python benchmarks/loader.py --photos FILE [--json FILE] [--rounds 5] [--copies 10] [--workdir DIR] [--rows a,b]
         [--threads 1] [--table] [--imagenet_size] [--debug]
 
-FILE is an .npz with JPEG files end to end in `blob`: photo i is ``blob[offsets[i]:offsets[i + 1]]``, and its class is
-``classes[labels[i]]``. Each photo is written --copies times.
+FILE is an .npz file. Its array `blob` contains JPEG files end to end: photo i is ``blob[offsets[i]:offsets[i + 1]]``,
+and its class is ``classes[labels[i]]``. Each photo is written --copies times.
 
 Each row is a loader of `loader_rows.py` with --threads decoder threads or workers. It runs in its own process, which
-warms up and then times one epoch; rounds interleave the rows. The main figure is images per CPU-second (user and system
-time of the process and its workers), as it depends least on the machine's other load. The time to the first batch
-includes the loader's imports, but not torch's. A cold start has no Python or numba caches and no .beton in the page
-cache. Peak RSS includes pages of mapped files.
+warms up and then times one epoch. In each round, all rows run once. The main figure is images per CPU-second (user and
+system time of the process and its workers), because it depends least on the machine's other load. The time to the first
+batch includes the loader's imports, but not that of torch. At a cold start, the caches of Python and numba are empty,
+and the .beton is not in the page cache. Peak RSS includes pages of mapped files.
 
---table adds the cost and quality of each storage format, --imagenet_size the cost of opening 1,281,167 tiny images.
---workdir keeps the inputs, --json receives each round's figures. --debug runs everything small; its figures mean
-nothing.
+--table also prints the cost and quality of each storage format. --imagenet_size also prints the cost of opening a file
+with 1,281,167 tiny images. --workdir names a folder in which the inputs are kept. --json names a file for the figures
+of each round. --debug runs everything with small inputs; its figures mean nothing.
 """
 
 import argparse
@@ -40,26 +40,26 @@ OPPONENTS = {"/ FFCV": "ffcv-jpg500", "/ Pillow": "pillow-originals", "/ limit":
 COLD_ROWS = ("ours-jpg500", "ffcv-jpg500")
 NUM_TRAIN_IMAGES = 1_281_167
 GPU_IMAGES_PER_S = {"Tiny": 7_000, "Small": 3_800, "Base": 1_500}
-"""Assumed training speed per H100 for the paper's pairs, compiled, with images already on the device. A plain loop
-reached 6,898 to 7,926, 3,833, and 1,486 to 1,528 images/s."""
+"""Assumed training speed of the paper's pairs on an H100, compiled and without a loader, in images/s. A plain loop
+reached 6,898 to 7,926 images/s for Tiny, 3,833 for Small, and 1,486 to 1,528 for Base."""
 
 
 def _status_mib(key: str) -> float:
-    """Return this process's memory now (VmRSS) or at its peak (VmHWM), in MiB."""
+    """Return this process's current memory (key VmRSS) or peak memory (key VmHWM) in MiB."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
 
 
 def _clock() -> np.ndarray:
-    """Return wall seconds and CPU seconds (user and system) of this process and its exited children."""
+    """Return wall-clock seconds, and the CPU seconds (user and system) of this process and its exited children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return np.array([time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)])
 
 
 def row(name: str, setting: Setting, *, is_cold: bool = False) -> dict[str, float | None]:
-    """Open a row's loader, warm up and time one whole epoch; None for figures that do not apply.
+    """Open a row's loader, warm up, and time one whole epoch. Figures that a row does not have are None.
 
-    With `is_cold`, drop the file from the page cache first and time only the first micro-batch.
+    With `is_cold`, first drop the file from the page cache, and time only the first micro-batch.
     """
     if name == CROP_LIMIT:
         return crop_limit(setting) | {"first_batch_s": None, "peak_rss_gib": None}
@@ -82,15 +82,16 @@ def row(name: str, setting: Setting, *, is_cold: bool = False) -> dict[str, floa
     start = _clock()
     num_images = sum(len(labels_B) for _, labels_B in passes(1))
     figures |= zip(("wall_images_per_s", "images_per_cpu_s"), num_images / (_clock() - start))
-    # Pages that workers share count once per worker.
+    # Memory pages that the workers share are counted once for each worker.
     workers_mib = setting.threads * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return figures | {"peak_rss_gib": (_status_mib("VmHWM") + workers_mib) / 1024}
 
 
 def closeness(name: str, setting: Setting) -> dict[str, str]:
-    """Return the mean PSNR, in dB, of evaluation crops against Pillow's crops of the original photos.
+    """Return how similar evaluation crops are to Pillow's crops of the original photos, as text: the mean PSNR in dB.
 
-    The crops are 224 px (shorter side resized to 256) of the first 200 photos. Bit-identical crops are counted apart.
+    The crops have 224 px and are from the first 200 photos, whose shorter side is resized to 256. Bit-identical crops
+    are not part of the mean; the text has their number.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
@@ -109,11 +110,11 @@ def closeness(name: str, setting: Setting) -> dict[str, str]:
 
 
 def scale(name: str, setting: Setting) -> dict[str, str]:
-    """Measure a file of ImageNet's length with our loader or stock FFCV: open it, take 20 micro-batches, start another
-    epoch."""
+    """Measure our loader (name "ours") or stock FFCV on a file with as many images as ImageNet: open the file, load 20
+    micro-batches, start another epoch."""
     ours = ("vitkd_ds.data.beton.stream", "vitkd_ds.data.loader", "vitkd_ds.train.mixing", "vitkd_ds.recipes")
     opener, modules = (open_ours, ours) if name == "ours" else (open_ffcv, ("ffcv",))
-    for module in modules:  # so that import time does not count as the constructor's
+    for module in modules:  # so that the time of the constructor does not include imports
         importlib.import_module(module)
     gc.collect()
     before_mib, start = _status_mib("VmRSS"), _clock()
@@ -136,21 +137,21 @@ def scale(name: str, setting: Setting) -> dict[str, str]:
 
 
 def in_process(what: str, name: str, *setting: Any, **environ: str) -> dict[str, Any]:
-    """Run one measurement in a new process, because FFCV and our backend change settings of numba and torch."""
+    """Run one measurement in a new process, because FFCV and our loader change settings of numba and torch."""
     command = [sys.executable, __file__, "measure", what, name, *map(str, setting)]
     done = subprocess.run(command, env=os.environ | environ, text=True, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(names: list[str], workdir: Path, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Measure all rounds of all rows, and rewrite the JSON file after each."""
+    """Measure all rows in each round; rewrite the JSON file after each measurement."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     setting = workdir, args.threads, 4 if args.debug else 64
     for number in range(1, args.rounds + 1):
         for name in list(found):
             try:
                 figures = in_process("epoch", name, *setting) | {"load_1min": os.getloadavg()[0]}
-            except subprocess.CalledProcessError as error:  # a missing package must not stop hours of other rows
+            except subprocess.CalledProcessError as error:  # a missing package must not stop the other rows
                 print(f"skipping {name}: {error}", flush=True)
                 del found[name]
                 continue
@@ -166,7 +167,7 @@ def measure(names: list[str], workdir: Path, args: argparse.Namespace) -> dict[s
 
 
 def print_table(rows: Iterable[dict[str, str]]) -> None:
-    """Print a Markdown table, each row as soon as it is there."""
+    """Print a Markdown table; print each row as soon as it is measured."""
     for number, row in enumerate(rows):
         if number == 0:
             print(f"\n| {' | '.join(row)} |\n{'|---' * len(row)}|")
@@ -174,7 +175,7 @@ def print_table(rows: Iterable[dict[str, str]]) -> None:
 
 
 def print_rows(found: dict[str, list[dict[str, Any]]], speeds: dict[str, float]) -> None:
-    """Print the table of all rows, with speed ratios to the loaders in OPPONENTS."""
+    """Print the table of all rows, with the ratios of their speeds to those of the rows in OPPONENTS."""
 
     def text(name: str, figure: str, digits: int) -> str:
         values = [row[figure] for row in found[name] if row[figure] is not None]
@@ -198,7 +199,7 @@ def print_rows(found: dict[str, list[dict[str, Any]]], speeds: dict[str, float])
 
 
 def print_storage(workdir: Path, speeds: dict[str, float]) -> None:
-    """Pack the photos in each storage format and print the table; `speeds` has the rows that ran."""
+    """Pack the photos in each storage format and print a table; `speeds` has the images per CPU-second of each row."""
     from vitkd_ds.data.beton.format import check_beton
 
     def cells(name: str, row: str, meaning: str) -> dict[str, str]:
@@ -221,14 +222,14 @@ def print_storage(workdir: Path, speeds: dict[str, float]) -> None:
 
 
 def main() -> None:
-    """Prepare the inputs, measure and print. In a process started by `in_process`, run one measurement."""
+    """Prepare the inputs, measure all rows and print tables; in a process of `in_process`, make one measurement."""
     if sys.argv[1:2] == ["measure"]:
         what, name, folder = sys.argv[2:5]
         setting = Setting(Path(folder), *map(int, sys.argv[5:]))
         torch.set_num_threads(setting.threads)
         measures = {"epoch": row, "cold": lambda *at: row(*at, is_cold=True), "closeness": closeness, "scale": scale}
         print(json.dumps(measures[what](name, setting)), flush=True)
-        os._exit(0)  # FFCV's threads and numba's finalizers print errors at a normal exit
+        os._exit(0)  # at a normal exit, FFCV's threads and numba's finalizers would print errors
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("photos", "json", "workdir"):
         parser.add_argument(f"--{name}", type=Path)

@@ -1,4 +1,4 @@
-"""Input files of the loader benchmarks, prepared once per working folder and before any timing."""
+"""Prepare the input files of the loader benchmarks, once per working folder and before anything is timed."""
 
 import io
 import zlib
@@ -9,11 +9,11 @@ import numpy as np
 
 PACKED = {
     "jpg500": ("ours-jpg500", "JPEG, longer side 500, quality 90 (default)", {}),
-    "stock500": ("ffcv-jpg500", "the same as stock FFCV encodes it, without restart markers", {}),
+    "stock500": ("ffcv-jpg500", "the same, but encoded as by stock FFCV, without restart markers", {}),
     "jpg400": ("ours-jpg400", "JPEG, longer side 400, quality 90", {"max_resolution": 400}),
     "short256": ("ours-short256", "JPEG, shorter side 256, quality 90", {"short_side": 256}),
     "raw": ("ours-raw", "pixels, shorter side 256", {"write_mode": "raw", "short_side": 256}),
-    "proportion": ("ours-proportion", "longer side 500, half of them as pixels", {"write_mode": "proportion"}),
+    "proportion": ("ours-proportion", "longer side 500, half of the images as pixels", {"write_mode": "proportion"}),
     "passthrough": ("ours-originals", "the original JPEGs", {"passthrough": True}),
     "restarts": (
         "ours-originals-restarts",
@@ -21,17 +21,17 @@ PACKED = {
         {"passthrough": True, "restart_markers": True},
     ),
 }
-"""Name of each .beton to a row that reads it, a description, and the arguments of `vitkd_ds.commands.pack.pack`."""
+"""For each .beton by name: a row that reads it, its description in the table, and the arguments for `pack`."""
 
 
 def prepare(photos: Path | None, top: Path, *, copies: int, needed: Collection[str]) -> Path:
-    """Create the missing inputs and return their folder, which is specific to these photos and copies.
+    """Create the inputs that do not exist yet, and return their folder. Other photos or copies have another folder.
 
     Args:
         photos: .npz file as described in `loader.py`; None for 24 generated pictures.
         top: Parent of the folder.
-        copies: Copies written per photo, to get files of realistic size.
-        needed: Names of `PACKED`, or jpg500_files (the JPEGs of jpg500.beton as files).
+        copies: Number of copies of each photo, so that the files have a realistic size.
+        needed: Inputs to create: names in `PACKED`, or "jpg500_files" for the JPEGs of jpg500.beton as separate files.
     """
     workdir = top / (f"{photos.name}_{photos.stat().st_size}_x{copies}" if photos else f"generated_x{copies}")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def _jpegs_of(beton: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _write(folder: Path, files: Iterable[tuple[str, str, bytes]]) -> None:
-    """Write files, given as class, name and content, unless the folder exists; a partial folder has another name."""
+    """Write files, each given as class, name and content, unless the folder exists. It gets its name when complete."""
     if not folder.exists():
         print(f"writing {folder.name}", flush=True)
         partial = folder.with_name(f"{folder.name}.partial")
@@ -83,7 +83,7 @@ def _write(folder: Path, files: Iterable[tuple[str, str, bytes]]) -> None:
 
 
 def pack_photos(workdir: Path, name: str) -> Path:
-    """Pack `originals` with the arguments in `PACKED`, unless the .beton exists; return its path."""
+    """Pack the folder `originals` with the arguments in `PACKED`, unless the .beton exists; return its path."""
     from vitkd_ds.commands.pack import encode, pack
 
     beton = workdir / f"{name}.beton"
@@ -102,9 +102,10 @@ def pack_photos(workdir: Path, name: str) -> Path:
 
 
 def write_black_beton(workdir: Path, num_images: int) -> Path:
-    """Write a .beton of black images in 1,000 classes, unless it exists; the pixels are a hole in a sparse file.
+    """Write a .beton of black images in 1,000 classes, unless it exists, and return its path.
 
-    The images are 8 x 8, except for the first: it is 500 x 500, so that FFCV allocates buffers of a realistic size.
+    The images have 8 x 8 pixels. Only the first has 500 x 500, so that FFCV allocates buffers of a realistic size. The
+    pixels need no disk space, because they are a hole in a sparse file.
     """
     from vitkd_ds.data.beton import format, side_file
 

@@ -1,9 +1,9 @@
-"""Loaders that benchmarks/loader.py compares; `ROWS` lists them by name.
+"""Loaders that `benchmarks/loader.py` compares; `ROWS` lists them by name.
 
-Unless stated otherwise, a loader yields uint8 images with labels in random order: bicubic random resized crops (area
-0.08 to 1) of 224 px, flipped with probability 0.5. Opening a loader returns a function from an epoch's number to its
-micro-batches. Packages are imported inside the functions, because a row's time includes its imports and because the
-rows must not affect each other.
+Unless stated otherwise, a loader yields uint8 images with labels, in random order. The images are random crops (0.08 to
+1 of the area), resized bicubically to 224 px and flipped with probability 0.5. A function that opens a loader returns
+another function, which takes the number of an epoch and returns its micro-batches. Packages are imported inside the
+functions, because a row's time includes its imports, and because rows must not affect each other.
 """
 
 import subprocess
@@ -16,14 +16,14 @@ import torch
 from torch.utils.data import DataLoader
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # use this checkout, whether installed or not
+sys.path.insert(0, str(HERE.parent))  # use the package of this checkout, even if another one is installed
 SIZE = 224
-WARM_UP = 8  # micro-batches before the timed epoch
+WARM_UP = 8  # number of micro-batches before the timed epoch
 CROP_LIMIT = "turbojpeg-crop-limit"
 
 
 class Setting(NamedTuple):
-    """Settings shared by all rows: input folder, number of decoder threads or workers, micro-batch size."""
+    """Settings of all rows: folder of the inputs, number of decoder threads or workers, micro-batch size."""
 
     workdir: Path
     threads: int
@@ -31,7 +31,7 @@ class Setting(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        return len(list(self.workdir.glob("originals/*"))) or 1000  # the file of black images
+        return len(list(self.workdir.glob("originals/*"))) or 1000  # without photos, the file of black images is used
 
 
 def our_data(setting: Setting, name: str, **options: Any):
@@ -42,7 +42,7 @@ def our_data(setting: Setting, name: str, **options: Any):
 
 
 def open_ours(setting: Setting, name: str, *, split: str = "train", backend: str = "ffcv", recipe: str = "demo_plain"):
-    """Open our loader, with the recipe's augmentation and mixing."""
+    """Open our loader, with the augmentation and the Mixup or CutMix of a recipe."""
     from vitkd_ds.data.draws import keyed_rng
     from vitkd_ds.data.loader import build_loader
     from vitkd_ds.recipes import build_run
@@ -56,7 +56,7 @@ def open_ours(setting: Setting, name: str, *, split: str = "train", backend: str
     mixing |= {"num_classes": data.num_classes, "label_smoothing": run.losses.ce.label_smoothing}
 
     def mixed(epoch: int):
-        out = None  # reused for each micro-batch, as in training
+        out = None  # output tensor, reused for each micro-batch as in training
         for step, (images_BCHW, labels_B) in enumerate(loader.epoch(epoch)):
             if out is None or out.shape != images_BCHW.shape:
                 out = torch.empty_like(images_BCHW, dtype=torch.float32)
@@ -66,7 +66,7 @@ def open_ours(setting: Setting, name: str, *, split: str = "train", backend: str
 
 
 def _crops(setting: Setting, name: str, epoch: int):
-    """Return our loader's crops for an epoch (CROP_DTYPE) and the file's table of images (STORED_DTYPE)."""
+    """Return our loader's crops in an epoch (CROP_DTYPE), and the file's table of images (STORED_DTYPE)."""
     from vitkd_ds.data.beton.format import read_beton
     from vitkd_ds.data.images import crops_of
     from vitkd_ds.data.order import random_order
@@ -79,7 +79,7 @@ def _crops(setting: Setting, name: str, epoch: int):
 
 
 def _decoder_alone(setting: Setting, name: str):
-    """Open our decoder without the loader: the main thread calls it with crops computed beforehand."""
+    """Open our decoder without the loader: the main thread calls the decoder with crops that were computed before."""
     from vitkd_ds.data.beton.decode import Decoder
 
     crops = [_crops(setting, name, epoch) for epoch in (0, 1)]
@@ -95,7 +95,7 @@ def _decoder_alone(setting: Setting, name: str):
 
 
 def open_ffcv(setting: Setting, name: str, *, split: str = "train"):
-    """Open released FFCV as in its ImageNet example; it resizes with OpenCV's INTER_AREA."""
+    """Open released FFCV, as FFCV's ImageNet example does. It resizes with OpenCV's INTER_AREA."""
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
@@ -113,7 +113,7 @@ def open_ffcv(setting: Setting, name: str, *, split: str = "train"):
         loader.next_epoch, iterator = epoch, iter(loader)
         try:
             yield from iterator
-        finally:  # otherwise its thread keeps running after a loop that ends early
+        finally:  # if the caller's loop ends early, FFCV's thread would otherwise keep running
             iterator.close()
             iterator.join()
 
@@ -129,7 +129,7 @@ def _image_folder(setting: Setting, folder: str, transform: Any, **options: Any)
 
 
 def _pillow(setting: Setting, folder: str):
-    """Open torchvision's transforms on Pillow images."""
+    """Open torchvision's class-folder loader with its transforms on Pillow images."""
     from torchvision.transforms import Compose, InterpolationMode, PILToTensor, RandomHorizontalFlip, RandomResizedCrop
 
     crop = RandomResizedCrop(SIZE, interpolation=InterpolationMode.BICUBIC)
@@ -137,7 +137,7 @@ def _pillow(setting: Setting, folder: str):
 
 
 def _torchvision(setting: Setting, folder: str, *, more: Sequence[Any] = ()):
-    """Open torchvision's JPEG decoder with its transforms on tensors."""
+    """Open torchvision's class-folder loader with its JPEG decoder and its transforms on tensors."""
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms import InterpolationMode, v2
 
@@ -149,11 +149,11 @@ def _torchvision(setting: Setting, folder: str, *, more: Sequence[Any] = ()):
 
 
 def _timm(setting: Setting, folder: str, *, label_smoothing: float = 0.1, **recipe: Any):
-    """Open timm's DeiT or DeiT III recipe: Pillow, normalisation to float32, erasing, then Mixup or CutMix."""
+    """Open timm's loader for DeiT or DeiT III: Pillow, normalisation to float32, erasing, and Mixup or CutMix."""
     from PIL import ImageOps
     from timm.data import Mixup, auto_augment, create_transform
 
-    # timm 1.0.31 sometimes draws 0 bits, which Pillow 13 rejects.
+    # timm 1.0.31 sometimes calls Posterize with 0 bits, which Pillow 13 rejects.
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(1, bits))
     transform = create_transform(SIZE, is_training=True, interpolation="bicubic", **recipe)
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=label_smoothing, num_classes=setting.num_classes)
@@ -162,10 +162,10 @@ def _timm(setting: Setting, folder: str, *, label_smoothing: float = 0.1, **reci
 
 
 def _torchvision_3augment(setting: Setting, folder: str):
-    """Open torchvision's decoder with its own 3-Augment on tensors; the blur is a 9-pixel convolution.
+    """Open torchvision's decoder with a 3-Augment of torchvision's transforms; its blur is a 9-pixel convolution.
 
-    There is no row for torchvision's RandAugment, which differs from timm's: other operations and levels, and no
-    operation is skipped at random.
+    There is no row for torchvision's RandAugment, because it differs from timm's: it has other operations and levels,
+    and it does not skip operations at random.
     """
     from torchvision.transforms import v2
 
@@ -178,7 +178,7 @@ def _torchvision_3augment(setting: Setting, folder: str):
 
 
 def _dali(setting: Setting, folder: str):
-    """Open DALI on the CPU: its crop-aware decoder, cubic resize with antialiasing, flip."""
+    """Open DALI on the CPU, with its decoder for random crops, cubic resizing with antialiasing, and flips."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=setting.micro_batch_size, num_threads=setting.threads, device_id=None, seed=0)
@@ -196,7 +196,7 @@ def _dali(setting: Setting, folder: str):
 
 
 def crop_limit(setting: Setting) -> dict[str, float]:
-    """Compile crop_limit.cpp and run it on stock500 with our loader's crops of epoch 1."""
+    """Compile crop_limit.cpp, and run it on stock500.beton with the crops that our loader makes in epoch 1."""
     program, path = setting.workdir / "crop_limit", setting.workdir / "crops.bin"
     subprocess.run(["g++", "-O3", HERE / "crop_limit.cpp", "-o", program, "-ljpeg"], check=True)
     rows, table = _crops(setting, "stock500", 1)
@@ -242,4 +242,5 @@ ROWS = {
     "tv2-originals-3augment": (_torchvision_3augment, "originals", {}),
     "dali-jpg500": (_dali, "jpg500_files", {}),
 }
-"""Name to function, input of `loader_inputs` and options; `loader.py` refers to the first four by name."""
+"""For each row by name: the function that opens it, its input in `loader_inputs`, and its options. `loader.py` uses the
+names of the first four."""

@@ -1,10 +1,10 @@
-"""Cost of a teacher that sees half of the patches (MaskedKD): seconds on one CPU core, and GFLOPs.
+"""Measure the cost of a teacher that sees half of the patches (MaskedKD): seconds on one CPU core, and GFLOPs.
 
     taskset -c 0 python benchmarks/masked_teacher.py [--images 16] [--rounds 5]
 
-For each pair, in bf16, rounds alternate between all patches and 98 of 196. A round times the student's forward and
-backward and the teacher's forward; the student's attention selects the patches. Reported is the minimum over the
-rounds, without the first.
+Each round times two steps of each pair of models, in bf16: one in which the teacher sees all 196 patches, and one in
+which it sees 98, selected by the student's attention. A step is the student's forward and backward and the teacher's
+forward. The output has the minimum over the rounds, without the first.
 """
 
 import argparse
@@ -25,7 +25,7 @@ KEPT = 98
 
 
 def seconds(student: torch.nn.Module, teacher: torch.nn.Module, images: torch.Tensor, kept: int) -> tuple[float, float]:
-    """Return the seconds of the teacher's forward, and of both models together."""
+    """Run one step with `kept` patches (0 for all); return the teacher's seconds, and those of both models together."""
     start = time.perf_counter()
     if kept:
         features, attention = logits_and_attention(student, images)

@@ -1,7 +1,8 @@
-"""Virtual hosts with network links that `benchmarks/scaling.py` limits and `tests/slurm` cuts.
+"""Virtual hosts with network links. `benchmarks/scaling.py` limits their rate, and `tests/slurm` cuts them.
 
-Each host is a network namespace, and a bridge in the hub's namespace connects them. The machine's own namespace gets no
-interface, address or route. So nothing reaches an outside network, and no other traffic is counted.
+Each host is a network namespace. One more namespace, the hub, has a bridge that connects the hosts. The machine's own
+namespace gets no interface, address or route. Therefore no traffic leaves this network, and no other traffic is
+counted.
 """
 
 import os
@@ -10,11 +11,11 @@ import subprocess
 
 HUB = "ctl"
 INTERFACE = "eth0"
-"""Interface name at each node's end of its link."""
+"""Name of the network interface of each node."""
 
 
 def why_not(*programs: str) -> str:
-    """Return why virtual hosts do not work on this machine, or "" if they do; needs `ip` and `programs`."""
+    """Return why virtual hosts do not work on this machine, or "" if they do. They need `ip` and `programs`."""
     missing = [program for program in ("ip", *programs) if shutil.which(program) is None]
     if missing:
         return f"{', '.join(missing)} not installed (Debian: iproute2, util-linux; or as root `sh .ci/test_programs`)"
@@ -27,10 +28,10 @@ def why_not(*programs: str) -> str:
 
 
 class Network:
-    """A hub and nodes node1, node2, ..., each linked to the hub; the `with` block removes them at its end.
+    """A hub, and the nodes node1, node2, ..., each linked to it. They exist until the end of the `with` block.
 
     Args:
-        num_nodes: 0 for a hub whose loopback carries no other traffic.
+        num_nodes: Number of nodes; 0 for only the hub, whose loopback carries no other traffic.
         mbit: Sending rate of each node, in Mbit/s; None for no limit.
     """
 
@@ -40,7 +41,7 @@ class Network:
         self.mbit = mbit
 
     def on(self, host: str) -> list[str]:
-        """Return the prefix of a command that runs it on a node or on the hub."""
+        """Return the words to put before a command so that it runs on `host`, a node or the hub."""
         return ["ip", "netns", "exec", _name(host)]
 
     def cut(self, node: str) -> None:
@@ -48,7 +49,7 @@ class Network:
         _call(f"ip -n {_name(HUB)} link set {node} down")
 
     def heal(self, node: str) -> None:
-        """Undo `cut`."""
+        """Restore the node's link after `cut`."""
         _call(f"ip -n {_name(HUB)} link set {node} up")
 
     def __enter__(self) -> "Network":
@@ -72,7 +73,7 @@ class Network:
         _call(f"ip -n {_name(node)} addr add {self.addresses[node]}/24 dev {INTERFACE}")
         _call(f"ip -n {_name(node)} link set {INTERFACE} up")
         if self.mbit is not None:
-            # The bucket holds 2 ms of traffic, so the initial burst is negligible compared with a collective.
+            # The bucket holds 2 ms of traffic, so the initial burst is short compared with a collective.
             limit = f"rate {self.mbit}mbit burst {max(100_000, self.mbit * 250)} latency 100ms"
             _call(f"tc -n {_name(node)} qdisc add dev {INTERFACE} root tbf {limit}")
 

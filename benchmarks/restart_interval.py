@@ -1,12 +1,13 @@
-"""Decoding speed of random crops for several restart-marker intervals, on one core.
+"""Measure how fast random crops are decoded on one core, for several intervals between restart markers.
 
     python benchmarks/restart_interval.py --photos FILE [--rounds 3] [--crops 5000]
 
-FILE is the same as for `loader.py`. The photos are scaled and encoded as by `vitkd-ds pack`, except for the markers:
-none, as stock FFCV encodes; none with optimised Huffman tables; and one interval per row of the table. An interval is
-the divisor of a row of MCUs (16 px wide) that is closest to the wanted number. All rows use the same training crops
-(area 0.08 to 1, resized to 224 px), and rounds interleave the rows. The table shows median images per CPU-second of one
-thread, also relative to the first row.
+FILE is the same as for `loader.py`. The photos are scaled and encoded as by `vitkd-ds pack`, except for the restart
+markers. The table has a row without markers, as stock FFCV encodes; a row without markers but with optimised Huffman
+tables; and a row for each interval. An interval must divide a row of MCUs (blocks of 16 px width) of the image, so the
+divisor that is closest to the given number is used. All rows decode the same training crops (area 0.08 to 1, resized to
+224 px), and all rows run once in each round. The table shows the median images per CPU-second of one thread, and their
+ratio to the first row.
 """
 
 import argparse
@@ -35,7 +36,7 @@ MCUS = (1, 2, 3, 4, 6, 8, math.inf)
 
 
 def encoded(photo: np.ndarray, *, optimise: bool, mcus: float) -> bytes:
-    """Encode a JPEG of quality 90 with the restart interval closest to `mcus` that divides a row; 0 for no markers."""
+    """Encode a JPEG of quality 90 with the interval closest to `mcus` that divides a row of MCUs (0: no markers)."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_OPTIMIZE, int(optimise)]
     if mcus:
         in_row = -(-photo.shape[1] // MCU_PIXELS)
@@ -46,7 +47,7 @@ def encoded(photo: np.ndarray, *, optimise: bool, mcus: float) -> bytes:
 
 
 def stored(files: list[bytes], sizes: list[tuple[int, int]], path: Path) -> Decoder:
-    """Write the files one after another to `path`, and return a decoder for them."""
+    """Write the JPEG files to `path`, one after another, and return a decoder for them."""
     path.write_bytes(b"".join(files))
     table = np.zeros(len(files), STORED_DTYPE)
     table["size"] = [len(file) for file in files]
@@ -57,7 +58,7 @@ def stored(files: list[bytes], sizes: list[tuple[int, int]], path: Path) -> Deco
 
 
 def images_per_s(decoder: Decoder, rows: np.ndarray) -> tuple[float, int]:
-    """Return the images per CPU-second and a checksum of some pixels, which must be the same for all encodings."""
+    """Return the images per CPU-second, and a checksum of some pixels; it must be the same for all encodings."""
     images, status, seen = np.zeros((BATCH, SIZE, SIZE, 3), np.uint8), np.zeros(BATCH, np.int32), 0
     start = time.process_time()
     for first in range(0, len(rows) - BATCH + 1, BATCH):

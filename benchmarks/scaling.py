@@ -1,20 +1,20 @@
-"""Weak scaling of a training step on 1, 2 and 4 CPU ranks, over loopback and over rate-limited links.
+"""Measure weak scaling of a training step on 1, 2 and 4 CPU ranks, over loopback and over rate-limited links.
 
     python benchmarks/scaling.py [--ranks 1 2 4] [--links loopback 1000 200] [--rounds 3] [--json FILE] [--debug]
 
-DeiT-Tiny from DeiT III-Small at full size, with the shipped ZeRO-2 student and a sharded teacher, not compiled, a few
-images per rank. --debug uses toy models; their times mean nothing. A link is loopback or a rate in Mbit/s. With a rate,
-each rank has its own network namespace, and a token bucket (`tc tbf`) limits what it sends.
+A step trains DeiT-Tiny with a sharded teacher, DeiT III-Small, at full size, with the shipped ZeRO-2 settings, without
+compilation and with a few images per rank. --debug uses toy models; their times mean nothing. A link is "loopback" or a
+rate in Mbit/s. With a rate, each rank has its own network namespace, and a token bucket (`tc tbf`) limits the rate at
+which it sends. This needs root. The table has medians over the rounds. Its columns are:
 
-- step: seconds per step, median over the steps, mean over the ranks.
-- compute: seconds without communication, with as many processes on the same cores, each with a world size of 1. This
-  column grows if ranks share cores (4 ranks on 2 cores); on a cluster it would not.
-- communication: the difference, in total and by part: teacher (gathers), backward (gradients), update (norm, weights).
+- step: seconds per step, as the median over the steps and the mean over the ranks.
+- compute: seconds per step without communication. For this, the same number of processes runs on the same cores, each
+  with a world size of 1. These seconds grow if ranks share cores (4 ranks on 2 cores), as they would not on a cluster.
+- communication: step minus compute, in total and for each part: teacher (gathers), forward, backward (gradients) and
+  update (norm, weights).
 - sent: bytes per rank and step, counted by the network interface, including TCP headers.
-- formula: bytes per rank and step by `vitkd_ds.commands.plan.predict.bytes_per_step`, which `vitkd-ds plan` uses.
-- line: seconds for the formula's bytes at the link's rate.
-
-Needs root for the namespaces. The table holds medians over the rounds.
+- formula: bytes per rank and step according to `vitkd_ds.commands.plan.predict.bytes_per_step`, as in `vitkd-ds plan`.
+- line: seconds in which the link can send the formula's bytes at its rate.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from benchmarks.network import HUB, INTERFACE, Network, why_not  # noqa: E402
 PARTS = ("teacher", "forward", "backward", "update")
 PARAMS = ("trained_params", "teacher_params")
 LIMIT_S = 1200
-"""Time limit for one group of ranks, in seconds."""
+"""Time limit for ranks that run together, in seconds."""
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Run the steps on this rank and write the measurements. Collective when the ranks form one world."""
+    """Run the steps on this rank, and write the measurements to args.worker. Collective if the ranks form one world."""
     from benchmarks.step import parts_of_step, step
     from benchmarks.step_variants import Engines, build_pair, make_micro_batch
     from vitkd_ds.engine import processes, ranks
@@ -64,16 +64,16 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def sent_bytes(interface: str) -> int:
-    """Return the number of bytes that an interface of this namespace has sent."""
+    """Return the number of bytes that a network interface of this namespace has sent."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()
     (counters,) = (line.split(":")[1].split() for line in lines if line.strip().startswith(f"{interface}:"))
     return int(counters[8])
 
 
 def run_ranks(args: argparse.Namespace, network: Network, num_ranks: int, *, together: bool) -> list[dict[str, Any]]:
-    """Run a rank on each node (without nodes, all on the hub); return each rank's measurements.
+    """Run one rank on each node, or all ranks on the hub if there are no nodes; return the measurements of each rank.
 
-    With `together` the ranks form one world; otherwise each is a world of one.
+    With `together`, the ranks form one world. Otherwise each rank is a world of its own.
     """
     cpus = sorted(os.sched_getaffinity(0))
     hosts, interface = network.nodes or [HUB] * num_ranks, INTERFACE if network.nodes else "lo"
@@ -103,7 +103,7 @@ def run_ranks(args: argparse.Namespace, network: Network, num_ranks: int, *, tog
 
 
 def row_of(link: str, together: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one round's row for a link and a number of ranks."""
+    """Return a row from the measurements of ranks that form one world (`together`) and that do not (`alone`)."""
     from vitkd_ds.commands.plan.predict import Layout, bytes_per_step
 
     def mean(found: list[dict[str, Any]], key: str) -> float:
@@ -115,7 +115,7 @@ def row_of(link: str, together: list[dict[str, Any]], alone: list[dict[str, Any]
     row: dict[str, Any] = {"link": link, "ranks": ranks, "step_s": mean(together, "step")}
     row |= {"compute_s": mean(alone, "step"), "communication_s": mean(together, "step") - mean(alone, "step")}
     row |= {f"{part}_s": mean(together, part) - mean(alone, part) for part in PARTS}
-    # On loopback the ranks share one interface.
+    # On loopback, one interface counts the bytes of all ranks.
     row["sent_bytes"] = mean(together, "sent_bytes") / (ranks if link == "loopback" else 1)
     row["formula_bytes"] = formula
     row["line_s"] = None if link == "loopback" else 8 * formula / (int(link) * 1e6)
@@ -123,7 +123,7 @@ def row_of(link: str, together: list[dict[str, Any]], alone: list[dict[str, Any]
 
 
 def one_round(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure every combination of link and number of ranks once."""
+    """Measure every combination of link and number of ranks once; return the rows."""
     rows = []
     for ranks in args.ranks:
         with Network(0) as network:
@@ -136,7 +136,7 @@ def one_round(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rounds: list[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], str]:
-    """Return the medians over the rounds, as rows and as a Markdown table."""
+    """Return the medians over the rounds, both as rows and as a Markdown table."""
     rows = []
     for same in zip(*rounds):
         keys = [key for key in same[0] if key not in ("link", "ranks") and same[0][key] is not None]

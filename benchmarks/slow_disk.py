@@ -1,10 +1,11 @@
-"""Loader speed on a disk with high latency, with and without read-ahead.
+"""Measure the loader's speed on a disk with high latency, without and with read-ahead.
 
     python benchmarks/slow_disk.py FILE.beton [--delay_ms 0 3] [--rounds 3] [--micro_batch_size 64]
 
-Each measurement is a process that reads one epoch in random order with one decoder thread, at 224 px. A preloaded
-library delays the first read of each position in FILE. Rounds interleave the measurements. Prints JSON: for each delay,
-the median images/s and images per CPU-second, without and with `vitkd_ds.data.beton.read_ahead`.
+Each measurement is made in a new process, which reads one epoch in random order with one decoder thread, at 224 px. A
+preloaded library delays the first read of each position in FILE. In each round, every measurement is made once. The
+output is JSON. For each delay, it has the median images/s and the median images per CPU-second, without and with
+`vitkd_ds.data.beton.read_ahead`.
 """
 
 import argparse
@@ -52,7 +53,7 @@ WRAP(pread64)
 
 
 def read_epoch(path: str, *, micro_batch_size: int, reads_ahead: bool) -> tuple[float, float]:
-    """Return images/s and images per CPU-second of one epoch, without its first three micro-batches."""
+    """Read one epoch. Return images/s and images per CPU-second, measured after the first three micro-batches."""
     from vitkd_ds.config.run import DataConfig
     from vitkd_ds.data.beton import read_ahead
     from vitkd_ds.data.beton.format import check_beton
@@ -73,7 +74,7 @@ def read_epoch(path: str, *, micro_batch_size: int, reads_ahead: bool) -> tuple[
 
 
 def measure(path: str, delays_ms: list[float], *, rounds: int, micro_batch_size: int) -> list[dict[str, float]]:
-    """Return a row per delay: median images/s and images per CPU-second, without and with read-ahead."""
+    """Return a row for each delay: median images/s and images per CPU-second, without and with read-ahead."""
     found: dict[tuple[float, bool], list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "delay.c"), Path(folder, "delay.so")
@@ -98,7 +99,7 @@ def measure(path: str, delays_ms: list[float], *, rounds: int, micro_batch_size:
 
 
 def main() -> None:
-    """Measure and print the rows. With --epoch, which only the measuring processes get, read one epoch."""
+    """Measure and print the rows. With the internal option --epoch, read one epoch and print its speeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
     parser.add_argument("--delay_ms", type=float, nargs="+", default=[0.0, 3.0])

@@ -1,21 +1,24 @@
-"""Time of one training step: an eager loop, a compiled loop, and this project's engines with three placements.
+"""Time one training step: of an eager loop, a compiled loop, and this project's engines with three placements.
 
     python benchmarks/step.py [--pairs tiny small base] [--micro_batches 64 128 256] [--json FILE] [--debug]
 
-The whole step is timed: both models, ViTKD + NKD + cross-entropy, gradient clipping, AdamW; no drop path and no moving
-average of the weights. Each pair and micro-batch runs in its own process, as in training. In one process, the second
-size would be compiled for dynamic shapes, and the first size's engines would stay in memory. The variants of a pair and
-micro-batch share a process and take turns (--repeats rounds of --steps steps), so a GPU that slows down affects all of
-them. images/s and `ratio`, the speed relative to the compiled loop in the same round, are medians over the rounds.
+The whole step is timed: both models, the losses ViTKD, NKD and cross-entropy, gradient clipping and AdamW. There is no
+drop path and no moving average of the weights. Each combination of a pair of models and a micro-batch size runs in its
+own process. In one process, the second size would be compiled for dynamic shapes, and the engines of the first size
+would stay in memory. The variants of a combination share a process and take turns (--repeats rounds of --steps steps),
+so that a GPU that becomes slower affects all of them. The table has images/s and `ratio`, the speed relative to the
+compiled loop in the same round; both are medians over the rounds.
 
-The parts (ms) are measured in further steps that synchronise after each part: teacher, forward, backward, update.
-`host` is Python's own time for a step: from teacher to backward, plus the update. Each of the two starts on an idle
-device. Nothing waits for the device before the end of the update, and there the engines wait at most as long as the
-update takes. Kernel launches that wait for room in the device's queue count too, so `host` is an upper bound.
+The times of the parts (teacher, forward, backward, update) are in ms. They are measured in additional steps, which
+synchronise with the device after each part. `host` is the time in which Python works on a step. It is measured in two
+pieces, from teacher to backward and for the update, and each starts when the device is idle. Nothing waits for the
+device before the end of the update. There the engines wait at most as long as the update takes. Kernel launches that
+wait for room in the device's queue are included, so `host` is an upper bound.
 
-Peak memory is the variant's own GPU memory; it is not measured on a CPU. --debug runs the same code at toy size, traced
-but not compiled; its numbers mean nothing. Under a launcher, pass one pair and one micro-batch. With several ranks only
-the engines run, images/s is the total over all ranks, and `host` includes waits for other ranks.
+Peak memory is the GPU memory of one variant, without that of the others; it is not measured on a CPU. --debug runs the
+same code at toy size, which is traced but not compiled; its numbers mean nothing. Under a launcher, pass one pair and
+one micro-batch size. With several ranks, only the engines run, images/s is the total over all ranks, and `host`
+includes waits for other ranks.
 """
 
 import argparse
@@ -56,7 +59,7 @@ HEADER = (
     "ms: teacher / forward / backward / update / host"
 )
 ROUNDING = 0.02
-"""Allowed relative difference of two variants' first losses: bf16 weights against bf16 autocast."""
+"""Allowed relative difference between the first losses of two variants, due to bf16 weights or bf16 autocast."""
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Timed:
     name: str
     variant: Variant
     resting_bytes: int
-    """Bytes of its tensors on the GPU between two steps."""
+    """Bytes of the variant's tensors on the GPU between two steps."""
     first_total: float
     images_per_s: list[float] = field(default_factory=list)
     peak_gib: float | None = None
@@ -74,7 +77,7 @@ class Timed:
 
 
 def step(variant: Variant, batch: MicroBatch, mark: Callable[[], object] = lambda: None) -> torch.Tensor:
-    """Run one step, call `mark` after each of PARTS, and return the total loss."""
+    """Run one step; call `mark` after each of its PARTS; return the total loss."""
     features = variant.teach(batch)
     mark()
     total = variant.forward(batch, features)
@@ -87,17 +90,17 @@ def step(variant: Variant, batch: MicroBatch, mark: Callable[[], object] = lambd
 
 
 def parts_of_step(variant: Variant, batch: MicroBatch) -> dict[str, float]:
-    """Return the seconds of each part of one step, synchronising with the device after each."""
+    """Run one step, which synchronises with the device after each part; return the seconds of each part."""
     times = [synchronised_time()]
     step(variant, batch, lambda: times.append(synchronised_time()))
     return {part: end - start for part, start, end in zip(PARTS, times, times[1:])}
 
 
 def prepare(name: str, pair: Pair, batch: MicroBatch, args: argparse.Namespace, device: torch.device) -> Timed:
-    """Build a variant and warm it up, so that compilation, optimizer state and memory pools are in place."""
+    """Build a variant and run some steps, so that compilation and memory allocation are not timed later."""
     before = allocated(device)
     variant = build_variant(name, pair, device, len(batch.images_BCHW))
-    torch.manual_seed(2)  # ViTKD's mask
+    torch.manual_seed(2)  # for ViTKD's random mask
     first_total = step(variant, batch).item()
     for _ in range(args.warmup):
         step(variant, batch)
@@ -106,12 +109,12 @@ def prepare(name: str, pair: Pair, batch: MicroBatch, args: argparse.Namespace, 
 
 
 def allocated(device: torch.device) -> int:
-    """Return the bytes of tensors on the GPU, or 0 on a CPU."""
+    """Return the number of bytes of all tensors on the GPU, or 0 on a CPU."""
     return torch.cuda.memory_allocated() if device.type == "cuda" else 0
 
 
 def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device) -> None:
-    """Time one round of a variant, and record its peak memory without the other variants' tensors."""
+    """Time one round of a variant; record its speed, and its peak memory without the tensors of other variants."""
     if device.type == "cuda":
         others = allocated(device) - timed.resting_bytes
         torch.cuda.reset_peak_memory_stats()
@@ -125,13 +128,13 @@ def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device
 
 
 def time_parts(timed: Timed, batch: MicroBatch, steps: int) -> None:
-    """Record the milliseconds of the parts and of the host, as medians over the steps."""
+    """Record the milliseconds of each part and of the host, as medians over the steps."""
     spent = [parts_of_step(timed.variant, batch) | {"host": host_s(timed.variant, batch)} for _ in range(steps)]
     timed.parts_ms = {part: 1e3 * statistics.median(seconds[part] for seconds in spent) for part in spent[0]}
 
 
 def host_s(variant: Variant, batch: MicroBatch) -> float:
-    """Return the host's seconds in one step, as defined at the top of this file."""
+    """Run one step; return the seconds of the host, as defined at the top of this file."""
     start = synchronised_time()
     variant.backward(variant.forward(batch, variant.teach(batch)))
     launched, update = time.perf_counter(), synchronised_time()
@@ -140,7 +143,7 @@ def host_s(variant: Variant, batch: MicroBatch) -> float:
 
 
 def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torch.device) -> list[Timed]:
-    """Time all variants of one pair and micro-batch, in turns."""
+    """Time all variants of one pair and micro-batch size, which take turns."""
     batch = make_micro_batch(pair, micro_batch, device)
     names = [name for name in args.variants if ranks.world_size() == 1 or name not in ("eager", "compiled")]
     everyone = [prepare(name, pair, batch, args, device) for name in names]
@@ -173,7 +176,7 @@ def rows_of(pair: Pair, micro_batch: int, everyone: list[Timed], hardware: Hardw
 
 
 def line(row: dict[str, Any], timed: Timed) -> str:
-    """Format a row as text, with the range over the rounds and the parts."""
+    """Format a row as text, with the range of speeds over the rounds and the times of the parts."""
     low, high = min(timed.images_per_s), max(timed.images_per_s)
     cells = [f"{row['pair']:5} {row['micro_batch']:4} {row['variant']:9} {row['images_per_s']:9,.0f}"]
     cells.append(f"[{low:,.0f}, {high:,.0f}]".rjust(18))
@@ -183,11 +186,11 @@ def line(row: dict[str, Any], timed: Timed) -> str:
 
 
 def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure the one pair and micro-batch of `args` in this process; return heading, rows and formatted rows.
+    """In this process, measure the only pair and micro-batch size of `args`; return heading, rows and formatted rows.
     Collective."""
     device = processes.start_processes()
     if args.debug:
-        torch.set_num_threads(1)  # more threads slow toy models down
+        torch.set_num_threads(1)  # toy models are slower with more threads
         generate_no_code()
     card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     (name,), (micro_batch,) = args.pairs, args.micro_batches
@@ -200,7 +203,7 @@ def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
-    """Call `measure_cell` in a new process, with this command's other arguments."""
+    """Call `measure_cell` in a new process, with the other arguments of this command; return its result."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "cell.json")
         cell = ["--pairs", pair, "--micro_batches", str(micro_batch), "--worker", str(file)]
@@ -209,7 +212,7 @@ def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
 
 
 def is_launched() -> bool:
-    """Return whether a launcher has started this command."""
+    """Return whether a launcher started this process."""
     environ = dict(os.environ)
     processes.set_rank_variables(environ)
     return "RANK" in os.environ or int(environ["WORLD_SIZE"]) > 1
@@ -222,9 +225,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *CHOICES])
     parser.add_argument("--micro_batches", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="per round")
+    parser.add_argument("--steps", type=int, default=20, help="number of steps per round")
     parser.add_argument("--warmup", type=int, default=10)
-    parser.add_argument("--ds_config", default="ds_configs/zero2.json", help="DeepSpeed file of the student")
+    parser.add_argument("--ds_config", default="ds_configs/zero2.json", help="DeepSpeed file for the student")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -251,7 +254,7 @@ def main() -> None:
         if cell["is_main"]:
             print(*([] if rows else [cell["heading"]]), *cell["lines"], sep="\n", flush=True)
             rows += cell["rows"]
-            if args.json:  # each time: a later failure loses nothing
+            if args.json:  # now, so that a later failure loses nothing
                 args.json.write_text(json.dumps(rows, indent=1))
     if here:
         processes.leave()

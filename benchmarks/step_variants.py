@@ -1,8 +1,8 @@
 """Training loops that `benchmarks/step.py` times, with a common interface: teach, forward, backward, update.
 
-All variants start from the same weights and get the same images, and `step.py` compares their first losses, so that no
-variant is fast because it computes something else. Images are random and already on the device: loading and mixing are
-not timed. There is no moving average of the weights, because the plain loops have none.
+All variants start from the same weights and get the same images. `step.py` compares their first losses, so that no
+variant is faster only because it computes something else. The images are random and already on the device, so loading
+and mixing are not timed. There is no moving average of the weights, because the plain loops have none.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ CHOICES = {
     "reduce-overhead": {"compile": "reduce-overhead"},
     "fp8": {"fp8": True},
 }
-"""Additional variants for --variants: a replica with settings other than the shipped ones."""
+"""Additional variants for --variants: a replicated teacher, and these settings instead of the shipped ones."""
 RECIPES = {
     "tiny": "deit_tiny_from_deit3_small",
     "small": "deit_small_from_deit3_base",
@@ -48,7 +48,7 @@ TOY = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A recipe and its models, with random fp32 weights on the CPU."""
+    """A recipe, and its student and teacher with random fp32 weights on the CPU."""
 
     name: str
     run: Run
@@ -56,30 +56,30 @@ class Pair:
 
     @property
     def image_flops(self) -> int:
-        """FLOPs per image in a step."""
+        """Number of floating-point operations per image in a step."""
         size = self.run.data.image_size
         return shapes.step_flops(
             self.models.student, [(self.models.teachers["teacher"], size)], self.distiller().vitkd, image_size=size
         )
 
     def distiller(self) -> Distiller:
-        """Build a new distiller, with the same weights each time."""
+        """Build a new distiller, whose initial weights are always the same."""
         torch.manual_seed(0)
         return Distiller(deepcopy(self.models.student), self.run.losses, self.models.pairs)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Micro-batch after mixing."""
+    """Micro-batch of images and targets, as it is after Mixup or CutMix, and the weights of the loss terms."""
 
     images_BCHW: Tensor
-    """fp32, 0..255."""
+    """fp32, with values from 0 to 255."""
     targets_BK: Tensor
     weights: dict[str, Tensor]
 
 
 def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
-    """Build a recipe's models, without drop path and moving average; at toy size with `debug`."""
+    """Build a recipe's models without drop path and moving average. With `debug`, the models have toy size."""
     run = build_run(RECIPES[name], debug=debug)
     student, teacher = replace(run.student, drop_path_rate=0.0), replace(run.teachers["teacher"], checkpoint="random")
     if debug:
@@ -97,7 +97,7 @@ def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
 
 
 def make_micro_batch(pair: Pair, images: int, device: torch.device) -> MicroBatch:
-    """Draw random images, channels-last like the loader's, and soft labels."""
+    """Draw random images and soft labels. The images are channels-last, as those of the loader."""
     generator = torch.Generator().manual_seed(1 + ranks.rank())
     size, classes = pair.run.data.image_size, pair.run.data.num_classes
     images_BCHW = torch.randint(0, 256, (images, 3, size, size), generator=generator).float()
@@ -109,11 +109,11 @@ def make_micro_batch(pair: Pair, images: int, device: torch.device) -> MicroBatc
 
 
 class PlainLoop:
-    """Loop without DeepSpeed: fp32 weights, bf16 autocast, torch's clipping and AdamW. One rank.
+    """Loop without DeepSpeed, for one rank: fp32 weights, bf16 autocast, torch's gradient clipping and AdamW.
 
-    The eager loop is the official code's, apart from mmcls and torch 1.10: the teacher in fp32 under autocast, AdamW
-    with torch's defaults. The compiled loop is what a user would write by hand: everything compiled, a bf16 teacher,
-    fused AdamW.
+    The eager loop computes what the official code does, but without mmcls and with a newer torch than 1.10: the teacher
+    is in fp32 under autocast, and AdamW has torch's defaults. The compiled loop is what a user would write by hand: all
+    models are compiled, the teacher is in bf16, and AdamW is fused.
     """
 
     def __init__(self, pair: Pair, device: torch.device, *, compile: bool) -> None:
@@ -156,7 +156,7 @@ class PlainLoop:
 
 
 class Engines:
-    """The shipped engines, `StudentEngine` with the pair's DeepSpeed file and `Teacher`; methods as in PlainLoop."""
+    """Loop with this project's engines, `StudentEngine` and `Teacher`. The methods are those of PlainLoop."""
 
     def __init__(
         self, pair: Pair, device: torch.device, micro_batch: int, placement: str, *, compile: str, fp8: bool = False
@@ -188,7 +188,7 @@ Variant = PlainLoop | Engines
 
 
 def build_variant(name: str, pair: Pair, device: torch.device, micro_batch: int) -> Variant:
-    """Build one of VARIANTS or CHOICES."""
+    """Build the loop of a name in VARIANTS or CHOICES."""
     if name in ("eager", "compiled"):
         return PlainLoop(pair, device, compile=name == "compiled")
     placement = "replica" if name in CHOICES else name
@@ -196,16 +196,16 @@ def build_variant(name: str, pair: Pair, device: torch.device, micro_batch: int)
 
 
 def generate_no_code() -> None:
-    """Make torch.compile in this process trace and check graphs, but generate no code; for --debug."""
+    """In this process, let torch.compile trace and check graphs but generate no code; for --debug."""
     dynamo.register_backend(run_static, name="static")
     dynamo.config.debug_backend_override = ">=0:static"
 
 
 def run_static(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-    """Run the traced operations one by one; a backend of torch.compile.
+    """Backend of torch.compile: return a function that runs the traced operations one by one.
 
     Raises:
-        ValueError: The graph has dynamic sizes, because dynamo has seen a second size.
+        ValueError: The graph has dynamic sizes. Dynamo traces such a graph when it gets inputs of a second size.
     """
     sizes = [size for value in inputs for size in (value.shape if isinstance(value, Tensor) else (value,))]
     if variable := [size for size in sizes if isinstance(size, torch.SymInt)]:

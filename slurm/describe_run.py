@@ -13,12 +13,12 @@ from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.reading import Unreadable
 
 UNREADABLE = 164
-"""Exit code for a disk error, the same as srun's if it cannot start a step; run_recipe.sh retries after it."""
+"""Exit code for a disk error; srun's code if it cannot start a job step. run_recipe.sh retries after either."""
 
 
 @SetParseFn(str)
 def describe(*words: str, **flags: str) -> None:
-    """Print a KEY=VALUE line for each setting."""
+    """Print a KEY=VALUE line for the run folder, --resume and both data paths."""
     run = parse_run(words, flags)
     check_workdir(run)
     for key, value in {

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Shared code of all jobs in this folder: site settings, Python or a container, job steps that stop on request, requeueing.
-# run_recipe.sh and pack_imagenet.sh source it. slurm/README.md is the manual.
-# No `set -e`: the code below handles the exit codes of steps.
+# run_recipe.sh and pack_imagenet.sh source this file. slurm/README.md is the manual.
+# No `set -e`: the code below handles the exit codes of job steps.
 set -uo pipefail
 
 # ---- Site settings: edit these lines for your cluster, or set the same variables in the environment. Set partition and
@@ -47,11 +47,11 @@ job=${job:-$SLURM_JOB_ID}
 export SLURM_ARRAY_JOB_ID=$array SLURM_ARRAY_TASK_ID=$task SLURM_RESTART_COUNT=$restart
 [ -n "$array" ] || unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
 case $told in *gres/gpu* | *gres:gpu*) ;; *) unset SLURM_JOB_GPUS SLURM_STEP_GPUS SLURM_GPUS_PER_TASK ;; esac
-# If a rank of another job called sbatch, its rendezvous address and CPU binding are inherited too.
+# If sbatch was called inside another job of this kind, its rendezvous address and CPU binding are inherited too.
 [ -z "${VITKD_DS_START:-}" ] || unset MASTER_ADDR MASTER_PORT SLURM_CPU_BIND SLURM_DISTRIBUTION
-export VITKD_DS_START=$SLURM_JOB_ID.$restart # lets a later start of this job take the run folder's lock from an earlier one
+export VITKD_DS_START=$SLURM_JOB_ID.$restart # lets a later start take the lock from an earlier one
 
-# introduce COMMAND...: log the first lines of a start.
+# introduce COMMAND...: log the command, the commit and the nodes.
 introduce() {
   say "command:$(printf ' %q' "$@")"
   say "commit: $(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)"
@@ -73,7 +73,7 @@ python=(bash -c 'trap "" USR1 && exec "$@"' rank "${apptainer[@]}" "${PYTHON:-py
 once=(srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${pyxis[@]}")
 
 # ---- Environment of the tasks.
-unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE   # from a launcher around sbatch; ranks use srun's variables
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE   # may be set by a launcher around sbatch; ranks use srun's
 export SLURM_EXPORT_ENV=ALL                         # even after `sbatch --export=NONE`
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not inherit the job's value
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
@@ -84,9 +84,9 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONFAULTHANDLER=1
 step_pid="" stop="" nag_pid=""
 trap 'stop=1; say "USR1: asking the ranks to save and stop"; ask_to_stop' USR1
 trap 'stop=1; say "TERM: asking the ranks to save and stop"; ask_to_stop' TERM
-# ask_to_stop: send USR1 to srun, which forwards it to its tasks. Repeats every 10 s, as the tasks may not have a handler
-# yet. Near the time limit it kills srun: the tasks may be too slow, or they have exited and srun has not noticed, as
-# after the death of a slurmstepd.
+# ask_to_stop: send USR1 to srun, which forwards it to its tasks. Repeat this every 10 s, as the tasks may not have a
+# handler yet. Near the time limit, kill srun. By then, the tasks are too slow, or they have exited and srun has not
+# noticed, for example because a slurmstepd has died.
 ask_to_stop() {
   [ -n "$step_pid" ] && [ -z "$nag_pid" ] || return 0
   (
@@ -137,14 +137,14 @@ step() {
 
 # ---- Requeueing. The sourcing script defines `progress`, which prints the saved progress.
 
-# job_state: print the state of this start; fail if Slurm does not answer. After a network failure this script may still
-# run when the job's next start does. Then it prints REQUEUED, so that it does not interfere with the next start.
+# job_state: print the job's state; fail if Slurm does not answer. After a network failure, this script may still run
+# when the job has been started again. Then print REQUEUED, so that this script does not interfere with the new start.
 job_state() {
   local told
   told=$(record) || return 1
   if [ "$(said Restarts <<<"$told")" = "$restart" ]; then said JobState <<<"$told"; else echo REQUEUED; fi
 }
-# requeue_if_running: ask for the state before each attempt, because a job cancelled meanwhile must stay cancelled.
+# requeue_if_running: requeue the job if it is running, because a job that was cancelled meanwhile must stay cancelled.
 requeue_if_running() {
   local state
   state=$(job_state) || return 1
@@ -160,18 +160,19 @@ add_one() {
   mkdir -p "$(dirname "$1")" && echo "$count" >"$1" && echo "$count"
 }
 
-# requeue_or_end CODE BEFORE FOLDER: requeue or end a job after a step that did not finish the work. BEFORE is the output
-# of `progress` at the start of the job. FOLDER holds the counts of this job's failures and stops.
+# requeue_or_end CODE BEFORE FOLDER: requeue or end a job after a job step that did not finish the work. CODE is the
+# step's exit code, and BEFORE the output of `progress` at the start of the job. The files that count the job's failures
+# and stops are in FOLDER.
 requeue_or_end() {
   local code=$1 before=$2 folder=$3 saved state count
   local again="rerun the same sbatch command to continue"
   saved=$(progress)
   if [ "$code" = 2 ]; then
-    say "error: rejected (exit code 2, reason above); another start would not help"
+    say "error: rejected (exit code 2); the reason is above. Another start would not help"
     exit 2
   fi
   state=$(retry job_state) || give_up "not requeued, as Slurm does not say whether this job was cancelled; $saved; $again"
-  if [ "$state" != RUNNING ]; then # scancel, or a requeue that Slurm does itself
+  if [ "$state" != RUNNING ]; then # cancelled with scancel, or requeued by Slurm
     say "the job is $state, so this script does not requeue it; $saved"
     exit "$code"
   fi
@@ -179,13 +180,13 @@ requeue_or_end() {
   case $code in
   0 | 143) # a stop; 143 if TERM came before Python installed its handler
     if [ "$saved" = "$before" ]; then # stops without progress could repeat forever
-      count=$(add_one "$folder/stops-$SLURM_JOB_ID") || give_up "not requeued, as stops cannot be counted in $folder; $again"
+      count=$(add_one "$folder/stops-$SLURM_JOB_ID") || give_up "not requeued, because stops cannot be counted in $folder; $again"
       say "stop $count in a row at $saved; the limit is $max_stops"
       [ "$count" -le "$max_stops" ] || exit 1
     fi ;;
   *)
     count=$(add_one "$folder/failures-$SLURM_JOB_ID") ||
-      give_up "exit code $code; not requeued, as failures cannot be counted in $folder; $again"
+      give_up "exit code $code; not requeued, because failures cannot be counted in $folder; $again"
     say "exit code $code, $before -> $saved: failure $count, MAX_FAILURES=$MAX_FAILURES"
     [ "$count" -le "$MAX_FAILURES" ] || exit "$code" ;;
   esac

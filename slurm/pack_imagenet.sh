@@ -1,8 +1,9 @@
 #!/bin/bash
 # Pack ImageNet's train and val on one node. From the checkout: `sbatch slurm/pack_imagenet.sh SRC [DST] [pack options]`.
-# SRC holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, or the folders train and
-# val. DST defaults to data. Without options the original JPEGs are stored in random order, so the files are as large as
-# the tars. Options that change pixels or order apply only to train: val keeps the original JPEGs for exact evaluation.
+# SRC is a folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, or with the
+# folders train and val. DST is data if omitted. Without options, the original JPEGs are stored in random order, so the
+# .betons are as large as the tars. Options that change pixels or the order apply only to train. val keeps the original
+# JPEGs, for exact evaluation.
 # Rerun the same command to resume an interrupted job. See slurm/README.md.
 #SBATCH --job-name=pack_imagenet
 #SBATCH --nodes=1
@@ -61,7 +62,7 @@ pack_split() {
   fi
   [ -n "$stop" ] || { step "${once[@]}" "${python[@]}" "${pack[@]}" "$2" "$beton" "${@:3}" || code=$?; }
   [ ! -e "$beton" ] || return 0
-  [ -z "$stop" ] || [ "$code" = 2 ] || code=0 # after a requested stop any other exit code counts as a stop
+  [ -z "$stop" ] || [ "$code" = 2 ] || code=0 # after a request to stop, any exit code but 2 counts as a stop
   if [ "$code" != 0 ] && [ "$code" != 143 ] && [ "$(progress)" = "$before" ]; then
     say "error: exit code $code and nothing new packed; the reason is above"
     exit "$code"

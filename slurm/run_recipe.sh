@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Train a recipe. slurm/vitkd_*.sh source this file with RECIPE set and train.py's options in "$@", slurm/sweep.sh with
-# the options of a sweep. slurm/README.md is the manual; slurm/job.sh has the site settings and code shared with other
-# jobs.
+# Train a recipe. slurm/vitkd_*.sh source this file with RECIPE set and train.py's options in "$@". slurm/sweep.sh
+# sources it with SWEEP set and the options of a sweep. slurm/README.md is the manual. slurm/job.sh has the site settings,
+# and code that is shared with other jobs.
 # shellcheck source=slurm/job.sh
 . slurm/job.sh
 
@@ -53,8 +53,8 @@ free_port() {
   done
   echo "$port"
 }
-# Each job has 16 ports, and each start of a job uses another one. So ranks still running on a lost node cannot connect
-# to the new ones.
+# Each job has 16 ports, and each start of the job uses the next one. So ranks that still run on a lost node cannot
+# connect to the ranks of the new start.
 export MASTER_PORT="${MASTER_PORT:-$(free_port $((20000 + (SLURM_JOB_ID * 16 + restart % 16) % 12000)))}"
 
 # stage_everywhere KEY FILE ...: copy the files to every node and pass the copies to train.py. If any node fails, all
@@ -80,8 +80,8 @@ stage_everywhere() {
   rm -f "$sums"
 }
 
-# ---- Check the options. Invalid ones end the job here. If srun or the node failed (exit code 164: step not started;
-# above 128: killed by a signal), try again.
+# ---- Check the options. Invalid ones end the job here. If srun or the node failed, retry: exit code 164 means that the
+# job step could not start, and any other code above 128 that a signal killed it.
 description=$(mktemp)
 # shellcheck disable=SC2329 # called by retry
 describe() {

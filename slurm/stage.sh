@@ -1,8 +1,9 @@
 #!/bin/bash
-# `stage.sh FILE COPY [FILE COPY ...]`: copy each FILE of the shared file system, and its side file FILE.json, to COPY on
-# the node's own disk. Runs once per node. Prints "CHECKSUM COPY" for each file, which run_recipe.sh compares between
-# nodes. An existing copy is reused if its size and checksum are right, and FILE's times have not changed (including ctime,
-# which nobody can set). On failure it prints the reason and exits with 1.
+# `stage.sh FILE COPY [FILE COPY ...]`: copy each FILE of the shared file system to COPY on the node's own disk, and
+# FILE.json (names of the classes and checksums) to COPY.json. Runs once per node. Prints "CHECKSUM COPY" for each file;
+# run_recipe.sh compares these lines between nodes. An existing copy is used again if its size and checksum are right,
+# and FILE's times have not changed. (One of them is ctime, which nobody can set.) On failure, prints the reason and
+# exits with 1.
 set -euo pipefail
 spare_bytes=$((2 ** 30)) # left free on the disk for others
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Run a sweep as a job array, one run per task. From the checkout, with the options of `vitkd-ds sweep`:
 # `sbatch --array=0-24%4 slurm/sweep.sh --recipes demo_plain demo --seeds 5 ...`. `vitkd-ds sweep ... --list` prints the
-# runs, numbered from 0. Without --list it prints the table once all runs are finished. See slurm/README.md.
+# runs, numbered from 0. After all runs are finished, the command without --list prints the table. See slurm/README.md.
 #SBATCH --job-name=sweep
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

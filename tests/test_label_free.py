@@ -147,9 +147,9 @@ def test_k_nn_needs_both_splits_and_excludes_classes(flags, message):
 
 @pytest.mark.parametrize("train, val, message", [
     ("unlabelled", "labelled", "data.knn_train needs at least 20 images, .* has 60 images of 0 classes"),
-    ("labelled", "unlabelled", "data.knn_val needs .*those of data.knn_train.* has 60 images of 0 classes"),
+    ("labelled", "unlabelled", "data.knn_val needs .*classes of data.knn_train.* has 60 images of 0 classes"),
     ("few", "few", "data.knn_train needs at least 20 images, labelled .* has 10 images of 2 classes"),
-    ("labelled", "few", "data.knn_val needs .*those of data.knn_train.* has 10 images of 2 classes"),
+    ("labelled", "few", "data.knn_val needs .*classes of data.knn_train.* has 10 images of 2 classes"),
     ("labelled", "gone", "data.knn_val: no file gone. Pack the images first"),
 ])  # fmt: skip
 def test_k_nn_needs_enough_labelled_images(unlabelled, labelled, few, demo_cache, train, val, message):
@@ -228,7 +228,7 @@ def test_images_without_labels_open_as_data_without_classes(unlabelled, small_be
 
 @pytest.mark.parametrize("changes, message", [
     ({"train": "labelled", "val": "labelled"}, "data.train must have data.num_classes=0 classes, but .* has 10: set "
-     "--data.num_classes=10, or train without them with --data.labels=ignore"),
+     "--data.num_classes=10, or train without labels .--data.labels=ignore."),
     ({"val": "labelled"}, "(data.val.) has classes that data.train does not have: .* pack both with --labels none, "
      "ignore them with --data.labels=ignore"),
     ({"train": "labelled", "num_classes": 10}, "(data.val.) has no labels, but data.train has classes"),

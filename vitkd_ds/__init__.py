@@ -1,7 +1,7 @@
 """ViTKD and NKD distillation of vision transformers on DeepSpeed and FFCV.
 
 This module exports the public Python names. Each is imported on first use, because importing torch, timm and ffcv takes
-seconds and commands must handle signals before that. Packages, by topic:
+seconds, and commands must be able to handle signals before these imports. Packages, by topic:
 
 - `cli`: entry point of all commands. Start reading here.
 - `commands`: one module or folder per command.

@@ -1,8 +1,8 @@
 """Command line: parse argv, validate every option, and run one command.
 
-fire splits the command line. On its own it would turn `--workdir 2024_01` into a number and report a mistyped flag only
-after the run. So all values stay text until this module checks and converts them, before torch and deepspeed are
-imported, which takes seconds.
+The package fire splits the command line. By default, it would turn `--workdir 2024_01` into a number, and report a
+mistyped flag only after the run. So fire is told to pass all values as text, and this package checks and converts them.
+This happens before torch and deepspeed are imported, because importing them takes seconds.
 """
 
 import inspect
@@ -33,9 +33,9 @@ from vitkd_ds.recipes import RECIPES, build_run
 from vitkd_ds.train import console, signals, watchdog
 
 REFUSED = 2
-"""Exit code for errors that another start would repeat: invalid settings, files or models, or a non-finite loss."""
+"""Exit code for errors that the same command would meet again: invalid settings, files or models, a non-finite loss."""
 LAUNCHER_FLAGS = ("local_rank", "local-rank")
-"""Flags that DeepSpeed's launcher appends for every rank; the environment holds the same value."""
+"""Flags that DeepSpeed's launcher adds for every rank. They are dropped: LOCAL_RANK in the environment is the same."""
 
 
 def train_main() -> None:
@@ -44,7 +44,7 @@ def train_main() -> None:
 
 
 def main() -> None:
-    """Run the command that argv names; entry point of the console script `vitkd-ds`."""
+    """Run the command named by the first argument; entry point of the console script `vitkd-ds`."""
     _run()
 
 
@@ -77,7 +77,7 @@ def _run(*first: str) -> None:
         raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, OSError) else REFUSED)  # an I/O error may be gone at the next launch
+        sys.exit(1 if isinstance(error, OSError) else REFUSED)  # an I/O error may not occur again
 
 
 @command("train", about=train_help)
@@ -210,7 +210,7 @@ def export(source: str, destination: str, **options: Any) -> None:
 
 @command("predict")
 def predict(student: str, *images: str, **options: Any) -> None:
-    """Predict classes with probabilities, or features, of images."""
+    """Predict the classes of images, with probabilities, or their features."""
     check_student(student, images)
     from vitkd_ds.commands.predict import predict as predict_images
 
@@ -252,7 +252,7 @@ def completion(shell: str) -> None:
 
 
 def summaries() -> dict[str, str]:
-    """Return the first line of each command's docstring."""
+    """Return the first line of each command's docstring, by the command's name."""
     return {name: (inspect.getdoc(each) or "").splitlines()[0] for name, each in COMMANDS.items()}
 
 

@@ -55,7 +55,7 @@ def test_failed_saves_are_logged_keep_the_previous_one_and_end_the_run_only_in_a
         "SAVING FAILED at step 2: rank 0: OSError: [Errno 27]",
         "SAVING FAILED at step 3: rank 1: OSError",
         "SAVING FAILED at step 5: rank 0: PermissionError",
-        "Training continues (failure 2; it stops at 3 in a row)",
+        "This is failed save 2 in a row; training stops at number 3",
     ):
         assert text in observed[2]["said"][0] and text not in observed[2]["said"][1]
     assert seen["error"] == other["error"] and "The last complete checkpoint is step00000006." in seen["error"]

@@ -168,7 +168,7 @@ def test_a_damaged_lock_neither_blocks_nor_causes_a_needless_or_busy_wait(tmp_pa
     started, worked = time.monotonic(), time.thread_time()
     acquired(tmp_path, heartbeat_s=0.1, stale_s=0.3).release()
     assert time.monotonic() - started >= 0.3 and time.thread_time() - worked < 0.2
-    assert "took over the lock of a job that its damaged lock does not name" in caplog.text
+    assert "took over the lock of an unknown job, whose lock file is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("{}")])

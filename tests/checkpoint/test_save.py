@@ -75,7 +75,7 @@ def test_a_failed_last_save_ends_the_run_and_earlier_ones_only_in_a_row(tmp_path
     (tmp_path / "file").touch()
     for saver.folder in (bad, good, bad):
         saver.save(ENGINE, state_at(4))
-    assert caplog.text.count("Training continues (failure 1; it stops at 2 in a row)") == 2
+    assert caplog.text.count("This is failed save 1 in a row; training stops at number 2") == 2
     saver.folder = bad
     with pytest.raises(SaveError, match="Stopped after 2 failed saves in a row"):
         saver.save(ENGINE, state_at(5))

@@ -100,7 +100,7 @@ def test_all_problems_are_reported_together_with_their_nodes(demo_cache, two_dis
     assert_found(
         outputs[0],
         "error teacher",
-        f"{teacher} is damaged or no safetensors file",
+        f"{teacher} is damaged or not a safetensors file",
         "error run folder",
         f"cannot write to {workdir}: Not a directory",
         "rank 1 on node1: 'val.beton' has a bad image: image",
@@ -120,7 +120,7 @@ def test_a_non_finite_loss_and_missing_data_are_two_errors(tmp_path):
         *finish_ranks(doctor(1, *flags, "--data.backend=torchvision"), codes=[1]),
         "ok decoder not needed",
         "error engines",
-        "on random images a loss is inf or nan on some rank (on this one: total",
+        "on random images a loss is inf or nan on some rank (on this rank: total",
         "error data.train",
         "none.beton",
         "skipped teacher top-1",
@@ -146,7 +146,7 @@ def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path, monkeypatch,
     patient = rows.Patient(run, CPU, ["here"], num_trained=100_000, state_bytes=800_000)
     found = {row.name: row for row in folder.check_folder(patient)}
     assert found["run folder"].level == "ok" and found["space"].level == level
-    assert "4 checkpoints of 1.7 MiB, 0.0 MiB written, need 6.9 MiB more; " in found["space"].found
+    assert "4 checkpoints of 1.7 MiB need 6.9 MiB more than the 0.0 MiB written; " in found["space"].found
 
 
 def test_a_finished_folder_and_one_with_other_settings_are_reported(tmp_path):
@@ -193,8 +193,8 @@ def test_space_already_used_by_checkpoints_is_not_required_again(tmp_path):
     (tmp_path / "checkpoints" / "step00000001").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step00000001" / "state").write_bytes(bytes(3 * 2**20))
     row = folder.space_row(run, 100_000, 800_000)
-    assert row.level == "ok" and "3.0 MiB written, need 3.9 MiB more" in row.found
-    assert "written, need 0.0 MiB more" in folder.space_row(run, 1, 1).found
+    assert row.level == "ok" and "need 3.9 MiB more than the 3.0 MiB written" in row.found
+    assert "need 0.0 MiB more" in folder.space_row(run, 1, 1).found
 
 
 @pytest.mark.parametrize("silent_s, level", [(0, "error"), (90, "warning")])

@@ -53,7 +53,7 @@ def test_the_difference_from_a_plain_neighbour_run_with_otherwise_equal_settings
     plain = write_plain(folder)
     accuracy, _, following = ending(folder).splitlines()
     top1 = json.loads((folder / "summary.json").read_text())["student_top1"]
-    assert accuracy.endswith(f"; {top1 - 6.25:+.2f} points over the plain run {plain}")
+    assert accuracy.endswith(f"; {top1 - 6.25:+.2f} points over {plain} (no teacher)")
     assert shlex.split(following)[3:] == [str(folder), str(plain)]
     assert "points" not in ending(plain)
 

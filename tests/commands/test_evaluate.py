@@ -153,7 +153,7 @@ def test_a_packed_folder_is_evaluated_and_unknown_classes_are_left_to_the_studen
         evaluate_exported(str(tmp_path / "student"), val=str(tmp_path / "photos"))
     said = str(refusal.value)
     assert "(data.val) has classes that the student does not have: 'eel'" in said
-    assert said.endswith("give images of its classes, or rename the class.") and "data.train" not in said
+    assert said.endswith("use images of the student's classes, or rename the class.") and "data.train" not in said
 
 
 def test_a_run_on_some_classes_is_evaluated_on_their_images(tmp_path, small_beton):

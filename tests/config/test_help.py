@@ -38,7 +38,7 @@ def test_options_show_default_and_kind_as_typed_on_the_command_line():
         "teacher.placement": "--teacher.placement=shard  (one of shard, replica, offload)",
         "losses.kd.schedule": "--losses.kd.schedule=constant  (one of constant, linear, cosine)",
         "data.interpolation": "--data.interpolation=bicubic  (one of bilinear, bicubic, random)",
-        "optim.betas": "--optim.betas=0.9,0.999  (two numbers in [0, 1) with a comma)",
+        "optim.betas": "--optim.betas=0.9,0.999  (two numbers in [0, 1) separated by a comma)",
     }.items():
         assert fields[key][0] == option
     model_args = fields_in(field_help(build_run("demo"), width=1000))["student.model_args"][0]

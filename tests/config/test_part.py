@@ -38,7 +38,7 @@ class Group(Part, place=""):
 def test_words_and_limits_come_from_the_annotation():
     assert {name: what(each) for name, each in Example.__pydantic_fields__.items()} == {
         "name": "text", "rate": "a number above 0", "steps": "a whole number, 2 or more", "part": "a number in [0, 1)",
-        "rest": "a number in (0, 0.5]", "mode": "one of x, y", "pair": "numbers with commas, such as 0.08,1",
+        "rest": "a number in (0, 0.5]", "mode": "one of x, y", "pair": "numbers separated by commas, such as 0.08,1",
         "free": "a number",
     }  # fmt: skip
 
@@ -52,8 +52,8 @@ def test_words_and_limits_come_from_the_annotation():
     ({"steps": 2.0}, "a.b.steps must be a whole number, 2 or more, got 2.0"),
     ({"part": True}, "a.b.part must be a number in [0, 1), got True"),
     ({"mode": "z"}, "a.b.mode must be one of x, y, got 'z'"),
-    ({"pair": (1,)}, "a.b.pair must be numbers with commas, such as 0.08,1, got (1,)"),
-    ({"pair": (1, "2")}, "a.b.pair must be numbers with commas, such as 0.08,1, got '2'"),
+    ({"pair": (1,)}, "a.b.pair must be numbers separated by commas, such as 0.08,1, got (1,)"),
+    ({"pair": (1, "2")}, "a.b.pair must be numbers separated by commas, such as 0.08,1, got '2'"),
     ({"stps": 3}, "a.b.stps is not a setting of this version. Remove it, or use steps, the most similar name."),
 ])  # fmt: skip
 def test_settings_are_checked_on_creation_and_replacement(wrong, message):

@@ -81,7 +81,7 @@ def test_classes_that_training_lacks_are_rejected_by_name(packed):
     for backend in ("ffcv", "torchvision"):
         with pytest.raises(ValueError, match="has classes that data.train does not have: 'cat', 'bird'"):
             labels_of(packed[1]["other"], classes=("ant", "dog", "eel", "fox"), backend=backend)
-    with pytest.raises(ValueError, match="has 2: .* or build_loader the classes of data.train"):
+    with pytest.raises(ValueError, match="has 2: .* or pass build_loader the classes of data.train"):
         build_loader(config(packed[1]["part"], num_classes=4), split="val", micro_batch_size=5)
 
 

@@ -131,7 +131,8 @@ def test_rank_0_reads_each_block_once_and_the_features_equal_the_whole_models(tm
     finish_ranks(start_ranks(2, "-m", __name__, tmp_path), timeout=500)
     for rank in range(2):
         seen = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert "ranks 1 cannot stream it (no safetensors file, or weights that need conversion)" in seen.pop("unlike")
+        unlike = seen.pop("unlike")
+        assert "ranks 1 cannot stream it, because it is not a safetensors file or needs conversion" in unlike
         assert len(seen) == 3 * len(MODELS)
         for name, each in seen.items():
             assert each["equal"] and each["spread"] > 3, name
@@ -143,7 +144,7 @@ def test_rank_0_reads_each_block_once_and_the_features_equal_the_whole_models(tm
 
 
 @pytest.mark.parametrize("damage, message", [
-    ("short", r"dinov3\.safetensors is damaged or no safetensors file"),
+    ("short", r"dinov3\.safetensors is damaged or not a safetensors file"),
     ("integers", r"must be F64, F32, F16, BF16, got blocks\.0\.\S+ I64. Convert the file"),
     ("other model", r"teacher\.checkpoint=\S+ does not fit the configured model.*of another shape"),
     ("no such part", r"no weight file at \S+b\.safetensors"),

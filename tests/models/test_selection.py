@@ -79,7 +79,7 @@ def test_models_whose_attention_cannot_choose_are_rejected():
         "same patch grid": (timm.create_model("deit_tiny_patch16_224", **small), teacher, 2),
         "less than the teacher's 16 patches": (student, teacher, 16),
         "got ResNet": (student, timm.create_model("resnet18", num_classes=7), 8),
-        "class token False": (build("average pooling")[0], teacher, 8),
+        "no class token": (build("average pooling")[0], teacher, 8),
         "ParallelThingsBlock": (timm.create_model("vit_base_patch16_18x2_224", depth=2, **small), teacher, 8),
     }
     for message, models in others.items():

@@ -91,7 +91,7 @@ def broken(path, value):
     (broken("student.model", ...), "student.model is missing. Set it in the recipe or with --student.model."),
     (broken("optim.lr", "fast"), "optim.lr must be a number above 0, got 'fast'"),
     (broken("optim.lr", None), "optim.lr must be a number above 0, got None"),
-    (broken("losses.vitkd.blocks", 1.5), "losses.vitkd.blocks must be two blocks with a comma, .*, got 1.5"),
+    (broken("losses.vitkd.blocks", 1.5), "losses.vitkd.blocks must be two blocks separated by a comma, .*, got 1.5"),
     (broken("teacher.placement", "shards"), "teacher.placement must be one of shard, replica, offload, got 'shards'"),
     (broken("optim", None), "optim must be a JSON object, got None"),
     (broken("losses.kd", 3), "losses.kd must be a JSON object, got 3"),

@@ -49,7 +49,8 @@ def test_the_start_names_both_models_and_the_scaled_learning_rate(tmp_path, demo
     assert "student: deit_tiny_patch16_224 {'patch_size': 4, 'embed_dim': 64, 'depth': 4, 'num_heads': 2}, 0.2" in said
     assert "50 tokens, 0.0225 GFLOPs per 28-px image, weights: random" in said
     assert "teacher: deit3_small_patch16_224 {" in said and "1.21 M parameters" in said and "weights: demo" in said
-    assert "peak learning rate: 0.001 for 24 images (0.002 for 48), reached after 3 of 10 steps, then falling" in said
+    rate = "peak learning rate: 0.001 for a batch of 24 images (optim.lr is 0.002 for 48 images), "
+    assert f"{rate}reached after 3 of 10 steps, then falling" in said
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["models"] == model_costs(build_run("demo"))
     rates = [line["lr"] for line in metrics_of(tmp_path / "run") if "lr" in line]

@@ -30,10 +30,10 @@ from vitkd_ds.train.parts import build_models, build_parts, check_teacher_classe
 
 
 @pytest.mark.parametrize("found, message", [
-    (("dog", "cat"), "it has class 0 'dog' where data.train has 'cat'"),
-    (("cat",), "it has no 'dog'"), (("cat", "dog", "eel"), "it has also 'eel'"),
-    (("cat", "eel"), "it has no 'dog' and also 'eel'"),
-    (tuple("abcdefg"), "no 'cat', 'dog' and also 'a', 'b', 'c', 'd', 'e' and 2 more. Pack"),
+    (("dog", "cat"), "it has 'dog' as class 0, where data.train has 'cat'"),
+    (("cat",), "it lacks 'dog'"), (("cat", "dog", "eel"), "it also has 'eel'"),
+    (("cat", "eel"), "it lacks 'dog' and also has 'eel'"),
+    (tuple("abcdefg"), "lacks 'cat', 'dog' and also has 'a', 'b', 'c', 'd', 'e' and 2 more. Pack"),
 ])  # fmt: skip
 def test_missing_or_extra_classes_or_the_first_difference_are_named(found, message):
     check_classes(("cat", "dog"), ("cat", "dog"), source="t.json")

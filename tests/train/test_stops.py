@@ -110,7 +110,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(whole_run, command, workd
     resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     outputs = finish_ranks(processes, codes=[1, 1])
     assert all("SaveError: SAVING FAILED at step" in output for output in outputs)
-    assert outputs[0].count("Training continues (failure 1; it stops at 2 in a row)") == 1
+    assert outputs[0].count("This is failed save 1 in a row; training stops at number 2") == 1
     assert files_in(workdir) == ["latest"] and not (workdir / "lock").exists()
     finish_ranks(start_ranks(2, *command))
     assert_same_result(workdir, whole_run)

@@ -1,4 +1,4 @@
-"""Exported students: write, find, and copy out of a run."""
+"""Write exported students, find them, and copy them out of a run."""
 
 import shutil
 import uuid
@@ -27,9 +27,9 @@ from vitkd_ds.models.weights import load_tensors
 
 
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
-    """Write student.safetensors, a plain timm state dict, and student.json, the settings to rebuild and use it.
+    """Write student.safetensors, a plain timm state dict, and student.json, with which the model is rebuilt and used.
 
-    Return the manifest entry of each file.
+    Return the manifest entry of each file, by the file's name.
     """
     content = safetensors_bytes({name: weight.contiguous() for name, weight in weights.items()})
     return {
@@ -42,11 +42,11 @@ def find_source(source: str, which: str) -> Path:
     """Return the folder of the exported student in `source`.
 
     Args:
-        source: run folder, checkpoint or export.
-        which: checkpoint of a run folder, "last" or "best".
+        source: a run folder, a checkpoint or an exported student.
+        which: checkpoint of a run folder: "last" or "best".
 
     Raises:
-        ValueError: there is no such student.
+        ValueError: `which` is neither, or there is no such student.
     """
     if which not in ("last", "best"):
         raise ValueError(f"--which must be last or best, got {which}")
@@ -61,7 +61,7 @@ def find_source(source: str, which: str) -> Path:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill, then rename it to `target`; after an error, remove it.
+    """Yield a temporary folder for the body to fill, then rename it to `target`. If the body fails, remove it.
 
     Raises:
         ValueError: `target` exists.
@@ -79,7 +79,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def export_student(source: str, destination: str, *, which: str = "last", half: bool = False) -> Path:
-    """Copy the student in `source` to a new folder, and return the folder.
+    """Copy the student in `source` to a new folder, and return the new folder.
 
     Args:
         source: see `find_source`.

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Callable
 class HashingFile:
     """Binary file that counts and hashes the bytes written to it, for example by torch.save.
 
-    A failed write is raised by `finish` instead, because an exception must not pass through torch's C++ writer.
+    If a write fails, `finish` raises the error, not `write`, because no exception may pass through torch's C++ writer.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -22,7 +22,7 @@ class HashingFile:
         self.hash = hashlib.blake2b(digest_size=32)
 
     def write(self, data: Any) -> int:
-        """Write and hash `data`; return its length in bytes."""
+        """Write and hash `data`, and return its length in bytes. After a failed write, only return the length."""
         length = memoryview(data).nbytes
         if self.error is None:
             try:
@@ -34,10 +34,10 @@ class HashingFile:
         return length
 
     def flush(self) -> None:
-        """Do nothing: `finish` flushes once, to disk."""
+        """Do nothing, because `finish` flushes all data to disk at once."""
 
     def finish(self) -> dict[str, Any]:
-        """Flush to disk and return the file's manifest entry. Raises OSError if any write failed."""
+        """Flush to disk, and return the file's manifest entry. Raise OSError if a write has failed."""
         if self.error is not None:
             raise self.error
         self.file.flush()
@@ -48,7 +48,7 @@ class HashingFile:
 def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any]:
     """Write or replace a file atomically: readers see the old or the new content, never a mix.
 
-    The name appears after all bytes are on disk; call `sync_folder` to make the name durable.
+    The file gets its name after all its bytes are on disk. Call `sync_folder` afterwards to flush the name as well.
 
     Args:
         path: the file.
@@ -73,17 +73,17 @@ def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any
 
 
 def write_text(path: Path, text: str) -> dict[str, Any]:
-    """Write a UTF-8 text file atomically; undecodable bytes of file names become \\udcXX. See `write_whole`."""
+    """Write a UTF-8 text file atomically, see `write_whole`. Bytes of file names outside UTF-8 become \\udcXX."""
     return write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, content: Any) -> dict[str, Any]:
-    """Write indented JSON atomically. See `write_whole`."""
+    """Write indented JSON atomically, see `write_whole`."""
     return write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, if the file system supports it."""
+    """Flush the names of a folder's files to disk, if the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

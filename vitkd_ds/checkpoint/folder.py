@@ -1,4 +1,4 @@
-"""Whether a run is finished or may continue in its folder, given its config.json."""
+"""Find out whether a run is finished, or may continue in its folder, from its config.json."""
 
 import json
 import math
@@ -21,11 +21,12 @@ FREE_KEYS = frozenset(
     student.checkpoint_activations
     """.split()
 )
-"""Settings that may change when a run continues, because they change the result only by rounding.
+"""Settings that may change when a run continues. Most of them change the result by rounding only.
 
-Micro-batch size and number of ranks have further effects: on the random draws for mixing and masks, on the images that
-`dist` correlates, and on how often `balance` updates. The data may move; `TrainState` has the fingerprint that detects
-other images. k-NN data are not checked, because nothing is learned from them."""
+The micro-batch size and the number of ranks also affect the random draws for mixing and masks, the images that the loss
+`dist` correlates, and how often `losses.balance` updates its factors. The images may move to another path: their
+fingerprint in `TrainState` detects other images. Images for k-NN are not compared, because nothing is learned from
+them."""
 LENGTH = ("epochs", "max_steps")
 """Settings that --extend may increase."""
 
@@ -33,11 +34,11 @@ LENGTH = ("epochs", "max_steps")
 def is_finished(run: Run) -> bool:
     """Return whether the run folder has a finished run, so that there is nothing to do.
 
-    Return False if the run extends a finished one to more epochs or max_steps.
+    If `run` extends the finished run to more epochs or max_steps, return False.
 
     Raises:
-        ValueError: the finished run had other settings or images, its config.json or summary.json is missing, or it
-            cannot be extended because its last checkpoint is missing.
+        ValueError: the finished run had other settings or images; its config.json or summary.json is missing; or `run`
+            extends it, but its last checkpoint is missing.
     """
     workdir = Path(run.workdir)
     if run.resume == "none" or not (workdir / DONE).exists():
@@ -59,7 +60,7 @@ def is_finished(run: Run) -> bool:
 
 
 def check_begun(run: Run) -> None:
-    """Check the settings against the run already in the folder, without reading images.
+    """If the folder already has a run, check that the settings fit it, without reading images.
 
     Raises:
         ValueError: see `check_settings`.
@@ -69,15 +70,17 @@ def check_begun(run: Run) -> None:
 
 
 def check_settings(run: Run, config: Path | None) -> Run | None:
-    """Check that a run may use its folder and keeps its original settings; return those. Reads only.
+    """Check that a run may use its folder, and that its settings are those that the run had before.
+
+    Return the settings that the run had before, or None if there are none. Nothing is written.
 
     Args:
         run: settings of this launch. With `extend`, epochs and max_steps may differ.
-        config: config.json of the run that saved the starting checkpoint; None for a new run.
+        config: config.json of the run that saved the checkpoint to start from; None for a new run.
 
     Raises:
-        ValueError: `--resume none` on a used folder, a damaged config.json, or changed settings outside FREE_KEYS; the
-            message shows both values of each.
+        ValueError: `--resume none` is given for a folder that has a run; config.json is damaged; or settings outside
+            FREE_KEYS have changed. The message shows the old and the new value of each changed setting.
     """
     if config is None and newest(Path(run.workdir) / CHECKPOINTS):
         raise ValueError(f"--resume none needs an unused folder, but {run.workdir} has a run. Pass another --workdir.")
@@ -105,12 +108,12 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
 
 
 def _length(run: Run) -> tuple[float, float]:
-    """Order runs by their length; max_steps=0 means no limit."""
+    """Return a key that orders runs by their length; max_steps=0 means no limit."""
     return (run.max_steps or math.inf, run.epochs)
 
 
 def _held(stored: Run, config: Path) -> str:
-    """Say in words what a run folder, or the folder of a checkpoint, holds."""
+    """Describe the run in the folder of `config` for an error message."""
     is_finished = (config.parent / DONE).exists()
     tag = newest(config.parent / CHECKPOINTS)
     state = "a finished run" if is_finished else f"a run at step {int(tag[4:])}" if tag else "a run"
@@ -118,9 +121,9 @@ def _held(stored: Run, config: Path) -> str:
 
 
 def _check_images(run: Run, before: Run, config: Path) -> None:
-    """Check that the data are the images of the finished run, even if they have moved.
+    """Raise ValueError if a split does not have the images of the finished run. The images may have moved.
 
-    Missing data under an unchanged path are accepted, because a finished run no longer needs them.
+    If a split's path is unchanged, its file may be missing, because a finished run no longer needs it.
     """
     stored = read_json(config, {"images": dict | None}).get("images") or {}
     for split in SPLITS:
@@ -129,7 +132,7 @@ def _check_images(run: Run, before: Run, config: Path) -> None:
         if path == old_path and (split not in stored or not (path == "demo" or Path(path).exists())):
             continue
         if stored.get(split) != fingerprint_of(run.data, split):
-            now = "other images there now" if path == old_path else f"{path} now, which are not the same images"
+            now = "this path has other images now" if path == old_path else f"{path} has other images"
             raise ValueError(
                 f"{run.workdir} has a finished run that was trained with data.{split}={old_path}. The images have "
                 f"changed ({now}). Pass another --workdir."
@@ -137,13 +140,13 @@ def _check_images(run: Run, before: Run, config: Path) -> None:
 
 
 def learned_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that affect the learned weights, as dotted keys with their values after a JSON round trip."""
+    """Return the settings that affect the learned weights, by dotted key. Values are as after a JSON round trip."""
     flat = flattened(json.loads(json.dumps(as_dict(run))))
     return {key: value for key, value in flat.items() if of_any(key) not in FREE_KEYS}
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted keys; a model's arguments (`*_args`) stay one value."""
+    """Return nested settings as one dict with dotted keys. A dict of a model's arguments (`*_args`) stays one value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         is_part = isinstance(value, dict) and not key.endswith("_args")
@@ -152,7 +155,10 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """Return the commit of this package's checkout, marked "-dirty" if files differ, or "" outside a checkout."""
+    """Return the commit of this package's checkout, followed by "-dirty" if files have been changed.
+
+    Return "" outside a checkout, or if git fails.
+    """
     root = Path(vitkd_ds.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return ""

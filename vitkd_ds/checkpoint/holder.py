@@ -1,4 +1,4 @@
-"""Holder of a run folder's lock: the process's description, and whether it exists."""
+"""Describe the process that holds a run folder's lock, and check whether it still exists."""
 
 import os
 import socket
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 UNKNOWN = dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job", "restart", "since"), "unknown")
-"""Holder for a lock that is damaged or was left empty by a node's crash; dead unless the lock's time changes."""
+"""Holder of a lock file that is damaged, or that was left empty when its node crashed.
+
+The holder is considered dead unless the file's modification time changes."""
 
 
 def is_former_self(holder: dict[str, Any], me: dict[str, Any]) -> bool:
-    """Return whether the holder is an earlier launch of this Slurm job, from before the job was requeued."""
+    """Return whether the holder `holder` is an earlier launch of this Slurm job, before the job was requeued."""
     starts = [each["restart"] for each in (holder, me) if each["job"] and each["job"] == me["job"]]
     return len(starts) == 2 and all(map(str.isdecimal, starts)) and int(starts[0]) < int(starts[1])
 
@@ -34,10 +36,10 @@ def is_found(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
 
 
 def describe_this_process() -> dict[str, Any]:
-    """Return this process's entry for the lock.
+    """Return the content of a lock file that is held by this process.
 
-    `machine` combines boot ID and PID namespace, because process IDs are unique only within these. It is random if they
-    are unknown or /proc shows another namespace.
+    The entry `machine` combines the boot ID and the PID namespace, because process IDs are unique only within one boot
+    and one namespace. It is random if one of these is unknown, or if /proc shows another namespace.
     """
     machine = uuid.uuid4().hex
     with suppress(OSError):
@@ -60,9 +62,9 @@ def describe_this_process() -> dict[str, Any]:
 
 
 def start_time(pid: int) -> str:
-    """Return a process's start time in kernel ticks, which distinguishes it from a later process with the same ID.
+    """Return a process's start time in kernel ticks; "ended" for a zombie; "" if the process is not found.
 
-    Return "ended" for a zombie, and "" if the process is not found.
+    The start time distinguishes the process from a later one with the same ID.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -74,6 +76,6 @@ def start_time(pid: int) -> str:
 def name_of(holder: dict[str, Any]) -> str:
     """Return the holder's name for messages."""
     if holder is UNKNOWN:
-        return "a job that its damaged lock does not name"
+        return "an unknown job, whose lock file is damaged"
     job = f"Slurm job {holder['job']}, " if holder["job"] else ""
     return f"{job}process {holder['pid']} on {holder['host']} since {holder['since']}"

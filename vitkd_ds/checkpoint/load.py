@@ -1,9 +1,9 @@
 """Find the checkpoint to start from, check that it is intact, and restore the run.
 
 A checkpoint folder such as checkpoints/step00001234 is written under a temporary name that starts with a dot. Once all
-ranks' files are on disk and listed in the manifest, the folder is renamed, and `latest` then points to it. So each
-named folder was intact at first. Before loading, all ranks check that it still is. The exported student has its own
-files next to DeepSpeed's, so exporting unpickles nothing.
+ranks' files are on disk and listed in the manifest, the folder is renamed, and `latest` then points to it. So a folder
+without the dot was intact when it got its name. Before a checkpoint is loaded, all ranks check that it still is. The
+exported student is in files of its own, next to DeepSpeed's files. So an export does not unpickle anything.
 """
 
 import logging
@@ -30,7 +30,7 @@ class TrainState:
     steps_per_epoch: int
     """Updates per epoch with the data used for the checkpoint."""
     data: int
-    """Fingerprint of the training images; it differs for other images or another numbering."""
+    """Fingerprint of the training images. It differs if the images differ, or if they are numbered differently."""
     step: int = 0
     """Optimizer updates done."""
     best_top1: float = -1.0
@@ -40,7 +40,7 @@ class TrainState:
     """Result of the last evaluation."""
     result_step: int = -1
     timed_s: float = 0.0
-    """Total seconds of the timed steps, for the throughput in the summary."""
+    """Total seconds of the timed steps, for the throughput in summary.json."""
     timed_steps: int = 0
 
 
@@ -49,14 +49,14 @@ class Start:
     """Checkpoint that a run starts from."""
 
     folder: Path
-    """Folder `checkpoints` that contains it."""
+    """The folder `checkpoints` that contains the checkpoint."""
     tag: str
     is_own: bool
-    """Whether it is in the run's own folder."""
+    """Whether the checkpoint is in the run's own folder."""
     is_named: bool
-    """Whether `--resume PATH` names it, so that no older checkpoint may replace it."""
+    """Whether it was found through `--resume PATH`. Then no older checkpoint may replace it."""
     manifest: dict[str, Any] = field(default_factory=dict)
-    """Manifest, once `newest_whole` has checked it; empty before."""
+    """Content of its manifest, after `newest_whole` has checked it; {} before."""
 
     @property
     def path(self) -> Path:
@@ -65,7 +65,7 @@ class Start:
 
     @property
     def num_steps(self) -> int:
-        """Updates done, from the manifest."""
+        """Number of optimizer updates done, from the manifest."""
         return self.manifest["train_state"]["step"]
 
     @property
@@ -75,10 +75,10 @@ class Start:
 
 
 def find(resume: str, workdir: Path) -> Start | None:
-    """Find the checkpoint to start from; return None for a new run. Reads only.
+    """Find the checkpoint to start from; return None for a new run. Nothing is written.
 
-    If a run was started from a named checkpoint (another run's, or an earlier one in this folder), rerunning the same
-    command resumes from its newest checkpoint, even if the named one no longer exists.
+    A run may have been started with --resume PATH, from another run's checkpoint or from an earlier one of this folder.
+    Rerunning the same command then resumes from the run's newest checkpoint, even if PATH no longer exists.
 
     Raises:
         ValueError: `resume` is a path without a checkpoint, or config.json is damaged.
@@ -103,7 +103,7 @@ def find(resume: str, workdir: Path) -> Start | None:
 
 
 def _has_begun_with(path: Path, workdir: Path) -> bool:
-    """Return whether config.json, written at the last launch of the run, has this path as run.resume."""
+    """Return whether this path was --resume at the last launch of the run, according to the run's config.json."""
     config = workdir / CONFIG
     if not config.exists():
         return False
@@ -112,13 +112,14 @@ def _has_begun_with(path: Path, workdir: Path) -> bool:
 
 
 def newest_whole(start: Start | None) -> Start | None:
-    """Check the files of the starting checkpoint; if they are damaged and it is not named, try older ones. Collective.
+    """Check the files of the checkpoint to start from. Return it with its manifest, or None for a new run. Collective.
 
-    Each rank checks a share of the files. The result includes the manifest and is equal on all ranks.
+    If the checkpoint is damaged, and the user did not ask for it by --resume PATH, try older ones. Each rank checks a
+    share of the files. The result is equal on all ranks.
 
     Raises:
         ValueError: no checkpoint is intact.
-        Unreadable: the disk failed, so the checkpoint may be intact, and an older one would lose steps.
+        Unreadable: the disk failed. The checkpoint may be intact, so no older one is tried, which would lose steps.
     """
     if start is None:
         return None
@@ -148,12 +149,12 @@ def newest_whole(start: Start | None) -> Start | None:
 
 
 def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, data: int) -> TrainState:
-    """Load a checkpoint into a `StudentEngine`, and return its training state. Collective.
+    """Load a checkpoint into a `StudentEngine`, and return the checkpoint's training state. Collective.
 
-    The checkpoint may come from any number of ranks. Without one (`start` is None), return a new run's state.
+    The checkpoint may have been saved by any number of ranks. If `start` is None, return the state of a new run.
 
     Raises:
-        ValueError: another version saved a different state, or the checkpoint does not fit the engine.
+        ValueError: the checkpoint was saved by a version with other training state, or it does not fit the engine.
     """
     if start is None:
         return TrainState(steps_per_epoch, data)

@@ -1,12 +1,14 @@
 """Lock of a run folder: one job at a time, across all nodes that share the folder.
 
-The file `lock` describes its holder, and its modification time is the holder's heartbeat. Only a missing heartbeat
-proves that a holder is dead: its process ID may be hidden, or belong to another container or a copy of this machine.
-If the process is not found on this machine, the wait is shorter. The lock relies on exclusive creation and atomic
-rename(). flock is not an option, because on some network file systems it silently works on one node only.
+The file `lock` describes the process that holds the lock: the holder. Every few seconds, the holder updates the file's
+modification time; this is its heartbeat. Only a missing heartbeat proves that the holder is dead. A process ID proves
+nothing, because it may be hidden, or belong to another container or a copy of this machine. If the holder was on this
+machine and its process is not found, the wait for a heartbeat is shorter. The lock relies on exclusive creation and
+atomic rename(). flock is not an option, because on some network file systems it silently works on one node only.
 
-Only rank 0 locks. It calls `check` before it publishes anything, so that a job that was suspended and replaced stops.
-The next heartbeat restores a deleted or damaged lock. If the folder is deleted or replaced, the run ends.
+Only rank 0 takes the lock. It calls `check` before it publishes anything. So a job that was suspended stops if another
+job took its lock meanwhile. If the file is deleted or damaged, the next heartbeat restores it. If the run folder is
+deleted or replaced, the run ends.
 """
 
 import json
@@ -28,16 +30,17 @@ HEARTBEAT_S = 2.0
 MISSED_BEATS = 3
 """Missed heartbeats after which a holder is considered dead if its process is not found on this machine."""
 STALE_S = 60.0
-"""Seconds without a heartbeat after which any other holder is considered dead. Network file systems cache attributes
-for a shorter time."""
+"""Seconds without a heartbeat after which any other holder is considered dead.
+
+Network file systems cache a file's modification time for less than this."""
 
 
 class LockLost(RuntimeError):
-    """Loss of the lock: another job took over the run folder, or the folder was removed or replaced."""
+    """Raised if the lock is lost: another job took over the run folder, or the folder was removed or replaced."""
 
 
 class LockFailed(OSError):
-    """Failure to write the lock: the disk is full, read-only or unavailable."""
+    """Raised if the lock cannot be written: the disk is full, read-only or unavailable."""
 
 
 class RunLock:
@@ -59,7 +62,7 @@ class RunLock:
 
         Raises:
             ValueError: another job holds the lock.
-            LockFailed: the lock cannot be written; a new folder is removed again.
+            LockFailed: the lock cannot be written. If this call has created the folder, the folder is removed.
         """
         folder = self.path.parent
         self.made_folder = not folder.exists()
@@ -109,7 +112,7 @@ class RunLock:
             claim.unlink(missing_ok=True)
 
     def check_is_seen(self, token: str) -> None:
-        """Check that this rank sees rank 0's lock, identified by `token`, in its run folder; else raise ValueError."""
+        """Wait until this rank sees rank 0's lock, which has this token. Raise ValueError after `stale_s` seconds."""
         waited_until = time.monotonic() + self.stale_s  # on network file systems, new files may appear late
         while _read(self.path).get("token") != token:
             if time.monotonic() > waited_until:
@@ -131,7 +134,7 @@ class RunLock:
         return self._changes(self.path, wait_s)
 
     def _changes(self, path: Path, wait_s: float) -> bool:
-        """Return whether a file is touched, replaced or deleted within `wait_s`; return as soon as it is."""
+        """Return True as soon as a file is touched, replaced or deleted; False if that takes more than `wait_s`."""
         seen = _heartbeat(path)
         waited_until = time.monotonic() + wait_s
         while time.monotonic() < waited_until:
@@ -153,7 +156,7 @@ class RunLock:
                 pass  # the disk is unavailable, perhaps briefly; saving reports it
 
     def check(self) -> None:
-        """Check that this job still holds the lock; restore the file if it was deleted or damaged.
+        """Check that this job still holds the lock. Restore the lock file if it was deleted or damaged.
 
         Raises:
             LockLost: another job considered this one dead and took the lock, or the folder was removed or replaced.
@@ -175,7 +178,8 @@ class RunLock:
     def _restore(self, *, is_there: bool) -> dict[str, Any]:
         """Restore this job's lock: replace a damaged file, or create a deleted one unless another job has created it.
 
-        Return the holder, or {} if the disk is full or unavailable; the next heartbeat retries.
+        Return the holder that the file then names. Return {} if the disk is full or unavailable; the next heartbeat
+        retries.
         """
         with suppress(OSError):
             if is_there:
@@ -189,8 +193,7 @@ class RunLock:
     def release(self) -> None:
         """Release the lock, and remove the folder if `acquire` created it and it is empty.
 
-        If the disk is read-only or unavailable, only warn: the reason why the run ends matters more, and the next job
-        will take over the lock.
+        If the disk is read-only or unavailable, only log a warning, because the next job can take over the lock.
         """
         with self.writing:  # otherwise, the heartbeat would restore the lock
             self.released.set()
@@ -200,14 +203,14 @@ class RunLock:
                 if self.made_folder and not any(self.path.parent.iterdir()):
                     self.path.parent.rmdir()
         except OSError as error:
-            logger.warning("cannot remove %s: %s; the next job will take it over", self.path, error)
+            logger.warning("cannot remove %s: %s; the next job will take over the lock", self.path, error)
 
 
 def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
-    """Return the holder of a run folder, or None if it is free. Reads only.
+    """Describe the holder of a run folder's lock; return None if nobody holds it. Nothing is written.
 
-    The result has the holder's name, the seconds since its last heartbeat, and whether its process is found (None if
-    only a heartbeat can tell).
+    Return the holder's name, the seconds since its last heartbeat, and whether its process exists. The last is None if
+    only a heartbeat can tell, and False for an earlier launch of this Slurm job.
     """
     found = _read(workdir / "lock")
     heartbeat = _heartbeat(workdir / "lock")
@@ -218,7 +221,7 @@ def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
 
 
 def _place_of(folder: Path) -> tuple[int, int] | None:
-    """Return device and inode of a folder, None if it does not exist."""
+    """Return the device and inode of a folder, or None if it does not exist."""
     try:
         found = folder.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -227,7 +230,7 @@ def _place_of(folder: Path) -> tuple[int, int] | None:
 
 
 def _create(path: Path, holder: dict[str, Any]) -> None:
-    """Create a lock or claim; if several processes try, one succeeds and the others get FileExistsError."""
+    """Create a lock or claim file. If several processes try, one succeeds and the others get FileExistsError."""
     with path.open("x") as file:
         try:
             file.write(json.dumps(holder))
@@ -238,7 +241,7 @@ def _create(path: Path, holder: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read the description of the lock's holder: {} if there is no lock, UNKNOWN if it is damaged."""
+    """Return the holder that a lock file describes; {} if there is no file, UNKNOWN if it is damaged."""
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
@@ -252,7 +255,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _heartbeat(path: Path) -> tuple[int, int] | None:
-    """Return inode and modification time, or None if the file is missing.
+    """Return the inode and modification time of a file, or None if it is missing.
 
     Opening the file makes a network file system refresh its cached attributes.
     """

@@ -1,8 +1,8 @@
-"""Manifest of a checkpoint: its files, and whether they are intact.
+"""Write and read a checkpoint's manifest, and check that the checkpoint's files are intact.
 
-manifest.json is written last. It lists every other file with its length and BLAKE2b checksum, and includes its own
-checksum. The checksums detect damage and accidental changes. They do not prevent tampering, because anyone who can
-write the files can also forge the manifest. Nothing here communicates; `vitkd_ds.checkpoint.load` coordinates the
+manifest.json is written last. It lists every other file with its length and BLAKE2b checksum, and contains a checksum
+of itself. The checksums detect damage and accidental changes. They do not prevent tampering, because anyone who can
+write the files can also forge the manifest. No function here is collective; `vitkd_ds.checkpoint.load` coordinates the
 ranks.
 """
 
@@ -32,8 +32,8 @@ def write_manifest(folder: Path, files: dict[str, Any], content: dict[str, Any])
 
     Args:
         folder: folder of the checkpoint.
-        files: name to entry, as returned by `write_whole`.
-        content: further content of the manifest.
+        files: entry of each file, as returned by `write_whole`, by the file's name.
+        content: further entries of the manifest.
     """
     manifest = {"format": FORMAT} | content | {"files": files}
     write_text(folder / MANIFEST, json.dumps(manifest | {"blake2b": _checksum(manifest)}, indent=1) + "\n")
@@ -46,7 +46,7 @@ def _checksum(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json, and check that all its files exist, with no unlisted .pt file.
+    """Read manifest.json. Check that all listed files exist, and that no other .pt file does.
 
     Raises:
         ValueError: the checkpoint is damaged; the message starts with the file's name.
@@ -81,16 +81,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_parts: int = 1) -> str:
-    """Check lengths and checksums of one share of the files.
+    """Check the lengths and checksums of one share of a checkpoint's files.
 
     Args:
         folder: folder of the checkpoint.
         manifest: its manifest.
-        part: index of the share.
-        num_parts: number of shares, which have about equal bytes.
+        part: index of the share to check.
+        num_parts: number of shares. All have about the same number of bytes.
 
     Returns:
-        The fault of the first damaged file, "" if all are intact.
+        What is wrong with the first damaged file, after its name; "" if all files are intact.
 
     Raises:
         Unreadable: the disk failed.

@@ -1,8 +1,9 @@
-"""Save checkpoints atomically over all ranks; a failed save never harms the previous one.
+"""Save checkpoints atomically over all ranks. A failed save never harms an earlier checkpoint.
 
-DeepSpeed provides the content, and this module writes the files. So a rank that fails, for example on a full disk, can
-tell the others before they wait for it. Saving runs in the foreground: a background thread would need a copy of the
-state and agreement between the ranks' threads, and saving takes only 0.1 % of the demo's time.
+DeepSpeed provides the content of the files, and this module writes them. So a rank that fails, for example on a full
+disk, can tell the other ranks before they wait for it. Training waits while a checkpoint is saved. A background thread
+would need a copy of the state, and agreement between the threads of all ranks. Saving takes only 0.1 % of the demo's
+time.
 """
 
 import logging
@@ -27,15 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 class SaveError(RuntimeError):
-    """Failure to save checkpoints; raised on all ranks."""
+    """Raised on all ranks if too many checkpoints could not be saved, or not the last one of a launch."""
 
 
 @dataclass
 class Saver:
     """Writer of a run's checkpoints.
 
-    A failed save leaves the previous checkpoint valid. It only causes a warning, unless there are
-    `checkpoint.max_failures` in a row.
+    A failed save leaves the previous checkpoint valid. It only causes a warning, until `checkpoint.max_failures` saves
+    in a row have failed.
     """
 
     workdir: Path
@@ -43,11 +44,11 @@ class Saver:
     description: dict[str, Any]
     """Content of student.json."""
     check: Callable[[], None] = lambda: None
-    """Function that rank 0 calls before it writes a checkpoint and before it publishes one. LockLost ends the run."""
+    """Function that rank 0 calls before it writes or publishes a checkpoint. It raises LockLost to end the run."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """Identity of the run, for the manifest."""
+    """Settings and fingerprints of the run's inputs, to be stored in the manifest."""
     saved_step: int = -1
-    """Step of the last checkpoint in this folder, which may be the run's starting point."""
+    """Step of the checkpoint that was last saved to this folder or restored from it; -1 if there is none."""
     num_failures: int = 0
     """Number of consecutive failed saves."""
 
@@ -58,7 +59,8 @@ class Saver:
         """Write a checkpoint, publish it as `latest` (and `best`), and delete old ones. Collective.
 
         Raises:
-            SaveError: too many failures in a row, or a failure with `is_last_chance`.
+            SaveError: `checkpoint.max_failures` saves in a row have failed; or this save has failed, and
+                `is_last_chance` says that the run will not save again.
             LockLost: another job took over the run folder, or the folder was removed; nothing is published.
         """
         part = ranks.from_main(self.folder / f".{tag_of(state.step)}.{uuid.uuid4().hex}.part")
@@ -81,17 +83,18 @@ class Saver:
                 "to resume."
             )
         _warn(
-            f"{text}Training continues (failure {self.num_failures}; it stops at {self.config.max_failures} in a row)."
+            f"{text}Training continues. This is failed save {self.num_failures} in a row; training stops at number "
+            f"{self.config.max_failures}."
         )
 
     def begin(self, start: Start | None) -> None:
-        """Reset `best` and `latest` to fit `start`, if that is a checkpoint in this folder. Collective.
+        """If `start` is a checkpoint in this folder, set the files `best` and `latest` to fit it. Collective.
 
-        `best` becomes the best checkpoint up to `start`. `latest` becomes `start` if --resume names it, because the
-        next launch uses `latest`.
+        `best` then points to the best checkpoint up to `start`, or is removed if that no longer exists. `latest` points
+        to `start` if --resume names it, because the next launch uses `latest`.
 
         Raises:
-            OSError: a pointer cannot be written.
+            OSError: `best` or `latest` cannot be written.
         """
 
         def point() -> None:
@@ -107,7 +110,7 @@ class Saver:
             ranks.on_main(point)
 
     def note(self, state: TrainState) -> None:
-        """Add an evaluation's result to this step's checkpoint, and update `best`. Collective.
+        """Add an evaluation's result to this step's checkpoint, if there is one, and update `best`. Collective.
 
         A failure only causes a warning, because the next launch evaluates again.
         """
@@ -123,7 +126,10 @@ class Saver:
             _warn(f"CANNOT STORE THE EVALUATION of step {state.step} in its checkpoint: {'; '.join(failures)}")
 
     def _write(self, engine: Any, state: TrainState, part: Path) -> list[str]:
-        """Write and publish a checkpoint; return the failures, equal on every rank. No rank waits for a failed one."""
+        """Write and publish a checkpoint. Return the error messages of all ranks that failed, or [], on every rank.
+
+        No rank waits for a rank that has failed.
+        """
         state_files = engine.state_files()
         weights = engine.student_weights()
         files: dict[str, Any] = {}
@@ -152,7 +158,7 @@ class Saver:
         try:
             _delete_old(self.folder, self.config.keep_last)
         except OSError as error:
-            _warn(f"saved {final}, but cannot delete older files, retrying at the next checkpoint: {error!r}")
+            _warn(f"saved {final}, but cannot delete older checkpoints; retrying at the next one: {error!r}")
 
     def _point(self, state: TrainState) -> None:
         for name in ("best", "latest") if state.best_step == state.step else ("latest",):
@@ -164,7 +170,10 @@ class Saver:
 
 
 def _failures_on_main(function: Callable[[], None]) -> list[str]:
-    """Call `function` on rank 0 and return its failure, equal on every rank; raise LockLost on all ranks."""
+    """Call `function` on rank 0. On every rank, return a list with its error message, or [] if it succeeded.
+
+    If `function` raises LockLost, raise it on every rank instead.
+    """
 
     def attempt() -> list[str]:
         try:
@@ -184,7 +193,7 @@ def _warn(text: str) -> None:
 
 
 def _delete_old(folder: Path, keep_last: int) -> None:
-    """Delete checkpoints beyond `keep_last`, except `best` and `latest`, and leftovers of crashes."""
+    """Delete all but the newest `keep_last` checkpoints, `best` and `latest`. Also delete leftovers of crashes."""
     # Checkpoints after `latest` remain if the run was restarted from an older one; they do not count.
     latest = pointer(folder, "latest")
     kept = {*[tag for tag in tags(folder) if tag <= latest][:keep_last], pointer(folder, "best"), latest}

@@ -32,7 +32,15 @@ ZSH = "autoload -U +X compinit bashcompinit && compinit -C && bashcompinit"
 
 
 def script(shell: str, summaries: Mapping[str, str]) -> str:
-    """Return a shell's completion script, given each command's summary. Raise ValueError for an unknown shell."""
+    """Return the completion script for a shell.
+
+    Args:
+        shell: bash, zsh or fish.
+        summaries: one-line description of each command, by the command's name.
+
+    Raises:
+        ValueError: the shell is unknown.
+    """
     if shell not in ("bash", "zsh", "fish"):
         raise ValueError(f"SHELL must be bash, zsh or fish, got {shell!r}")
     settings = {setting.key: setting for setting in settings_of(Run, build_run("demo"))}
@@ -50,17 +58,17 @@ def script(shell: str, summaries: Mapping[str, str]) -> str:
 
 
 def _options(page: Page) -> dict[str, Option]:
-    """Return a page's options without patterns such as --grid.KEY."""
+    """Return the options on a command's help page, leaving out placeholders such as --grid.KEY."""
     return {key: option for key, option in page.options.items() if key.islower()}
 
 
 def _case(pattern: str, words: Iterable[str]) -> str:
-    """Return a branch of bash's `case` that sets `words`."""
+    """Return a branch of a bash `case` statement that sets the variable `words` if `pattern` matches."""
     return f"        {pattern}) words={shlex.quote(' '.join(words))} ;;"
 
 
 def _values(settings: Mapping[str, Setting]) -> dict[str, tuple[str, ...]]:
-    """Return the possible values of --recipe and of every option with a fixed set of values."""
+    """Return the possible values of --recipe and of every option with a fixed set of values, by the option's name."""
     values = {key: get_args(setting.field.annotation) for key, setting in settings.items() if _is_choice(setting)}
     for page in PAGES.values():
         choices = {key: tuple(option.value.split("|")) for key, option in page.options.items()}
@@ -86,7 +94,10 @@ def _fish_lines(settings: Mapping[str, Setting], summaries: Mapping[str, str]) -
 
 
 def _fish_option(condition: str, key: str, about: str, values: Sequence[str] | None, *, takes_value: bool) -> str:
-    """Return the fish command that declares an option, with the first sentence of its description."""
+    """Return the fish command that completes --`key` if fish's test `condition` holds.
+
+    The option is described by the first sentence of `about`.
+    """
     parts = ["complete -c vitkd-ds", "-n", shlex.quote(condition), "-l", key, "-d", _fish_quoted(about)]
     if values:
         parts += ["-x", "-a", shlex.quote(" ".join(values))]
@@ -96,6 +107,6 @@ def _fish_option(condition: str, key: str, about: str, values: Sequence[str] | N
 
 
 def _fish_quoted(text: str) -> str:
-    """Quote the first sentence for fish, which unlike sh allows escaped apostrophes inside single quotes."""
+    """Return a text's first sentence, quoted for fish. Unlike sh, fish allows escaped apostrophes in single quotes."""
     sentence = re.split(r"[.;] ", text)[0].rstrip(".")
     return "'" + sentence.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,4 +1,4 @@
-"""Checks of paths and names. They run before torch is imported, because that import takes seconds."""
+"""Checks of paths and option values that run before torch is imported, which takes seconds."""
 
 import os
 from collections.abc import Iterable
@@ -16,7 +16,8 @@ FORMATS = ("timm", *GRAPHS, "hf")
 def check_student(student: str, images: Iterable[str] = (), teacher: str = "") -> None:
     """Raise ValueError unless the student, the images and the teacher exist.
 
-    "" and "demo" are not paths and pass, as does a teacher without a slash, which may be a timm name.
+    Images given as "" or "demo" are accepted without a check, because these are not paths. A teacher without a slash is
+    accepted too, because it may be a timm name.
     """
     read_student(partial(find_student, student), str)
     for path in images:
@@ -27,7 +28,11 @@ def check_student(student: str, images: Iterable[str] = (), teacher: str = "") -
 
 
 def check_has_images(student: str, option: str = "--val") -> None:
-    """Raise ValueError if the student belongs to no run, whose images a command could use without `option`."""
+    """Raise ValueError if the student does not belong to a run.
+
+    Commands call this if no images are given, because they then use the images of the student's run. `option` is the
+    option for images that the error message names.
+    """
     folder = read_student(partial(find_student, student), lambda folder: folder)
     if run_beside(folder) is None:
         raise ValueError(
@@ -36,9 +41,11 @@ def check_has_images(student: str, option: str = "--val") -> None:
 
 
 def check_export(source: str, destination: str, format: str = "timm", val: str = "") -> None:
-    """Raise ValueError without a student, with an existing destination, an unknown format, or a graph without images.
+    """Check the arguments of export.
 
-    A graph is compared with torch on `val` or on the images of the student's run.
+    Raises:
+        ValueError: the format is unknown; there is no student; `destination` exists; or there are no images on which to
+            compare an exported graph with torch, because `val` is empty and the student does not belong to a run.
     """
     if format not in FORMATS:
         raise ValueError(f"--format {format} is unknown: {nearest(format, FORMATS)}")
@@ -50,7 +57,7 @@ def check_export(source: str, destination: str, format: str = "timm", val: str =
 
 
 def check_picture(dst: Path) -> None:
-    """Raise ValueError unless `dst` is a .png in an existing folder."""
+    """Raise ValueError unless `dst` ends in .png and its folder exists."""
     if dst.suffix != ".png":
         raise ValueError(f"DST must end in .png, got {str(dst)!r}")
     if not dst.parent.is_dir():

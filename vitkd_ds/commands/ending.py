@@ -1,4 +1,4 @@
-"""Last lines of a finished run: accuracy, path of the student, and the next command."""
+"""Last three lines of a finished run: its accuracy, its student's path, a command to run next."""
 
 import shlex
 from contextlib import suppress
@@ -10,13 +10,13 @@ from vitkd_ds.config.metrics import VAL_METRICS
 from vitkd_ds.config.run_folder import CONFIG, DONE, STUDENT, read_json
 
 OF_DISTILLATION = ("recipe", "teacher", "losses")
-"""Sections of settings that may differ between a distilled run and its control, the run without a teacher."""
+"""Groups of settings that may differ between a distilled run and the run without a teacher that it is compared with."""
 OF_FEATURES = ("knn_top1", "cka")
 """Metrics reported for a student without a classifier."""
 
 
 def ending(run: str | Path) -> str:
-    """Return the three lines for a finished run, with its folder as the user wrote it."""
+    """Return the last three lines of a finished run. Paths in them start with `run` as the user wrote it."""
     folder = Path(run)
     (result,) = read_results([str(folder)], must_be_evaluated=False)
     plain = _plain_run_beside(result) if result.evaluation and teachers.read(result.config["run"]) else None
@@ -32,7 +32,7 @@ def ending(run: str | Path) -> str:
 def _accuracy(result: Result, plain: Result | None) -> str:
     low, high = result.top1_interval
     text = f"{result.top1:.2f} % top-1 on {result.num_images:,} images, 95 % interval {low:.2f} to {high:.2f}"
-    return text + (f"; {result.top1 - plain.top1:+.2f} points over the plain run {plain.folder}" if plain else "")
+    return text + (f"; {result.top1 - plain.top1:+.2f} points over {plain.folder} (no teacher)" if plain else "")
 
 
 def _features(result: Result) -> str:
@@ -43,7 +43,10 @@ def _features(result: Result) -> str:
 
 
 def _plain_run_beside(result: Result) -> Result | None:
-    """Return a finished control in the same parent folder: no teacher, but the same images, seed and other settings."""
+    """Return a finished run without a teacher from the same parent folder; None if there is none.
+
+    It has the same images and seed as `result`, and the same settings except those in OF_DISTILLATION.
+    """
     here = result.folder.resolve()
     for folder in sorted(result.folder.parent.iterdir()):
         # Skip folders that are not runs or come from an unknown version.

@@ -33,21 +33,25 @@ def evaluate_exported(
     probe: bool = False,
     train: str = "",
 ) -> dict[str, float]:
-    """Evaluate an exported student in fp32 on this machine's first device and return its metrics by name.
+    """Evaluate an exported student in fp32 on this machine's first GPU, or on the CPU. Return its metrics by name.
 
-    A student with a classifier is evaluated by `vitkd_ds.train.evaluate.evaluate`, one without by `evaluate_features`.
+    A student with a classifier is evaluated by `vitkd_ds.train.evaluate.evaluate`, and a student without one by
+    `vitkd_ds.train.evaluate.evaluate_features`.
 
     Args:
         student: a run folder, a checkpoint or an exported student.
-        val: a .beton or a packed class folder; the student must know its classes. "" uses the run's validation data.
-        teacher: a timm name, or a run, checkpoint or exported student; "" uses the run's teachers, if there is a run.
-        teacher_checkpoint: weights of a named teacher: a file, run, checkpoint or exported student; "" means hub.
-        micro_batch_size: images per forward.
-        knn, probe: call `vitkd_ds.commands.probe.probe_exported` instead.
+        val: a .beton or a packed class folder. Each of its classes must be a class of the student. "" uses the
+            validation images of the student's run.
+        teacher: a timm name, a run folder, a checkpoint or an exported student. "" uses the teachers of the student's
+            run, or none if the student does not belong to a run.
+        teacher_checkpoint: weights for a `teacher` that is a timm name: a file, a run folder, a checkpoint or an
+            exported student. "" uses timm's own weights from the hub.
+        micro_batch_size: images per forward pass.
+        knn, probe: evaluate pooled features instead, see `vitkd_ds.commands.probe.probe_exported`.
         train: labelled training images; only for `knn` and `probe`.
 
     Raises:
-        ValueError: invalid or inconsistent files, models or options, or no validation data.
+        ValueError: a file, model or option is invalid or does not fit the others; or there are no validation images.
     """
     if knn or probe:
         if teacher or teacher_checkpoint:
@@ -59,7 +63,7 @@ def evaluate_exported(
     run = exported.run
     classes = exported.classes
     device = first_device()
-    kept = run.data.classes if run and not val else ""  # subset of its classes that the run uses
+    kept = run.data.classes if run and not val else ""  # file that lists the classes in use; "" for all
     if not val:
         check_has_images(student)
     val = val or exported.own_images("val")
@@ -85,7 +89,10 @@ def evaluate_exported(
 
 
 def _teachers_of(run: Run | None, teacher: str, checkpoint: str) -> dict[str, TeacherConfig]:
-    """Return the teacher given by options, or else the run's teachers; raise ValueError if the options conflict."""
+    """Return the teacher that the options name or, without options, the run's teachers; all by name.
+
+    Teachers of the run that have random weights are left out. Raise ValueError if the options conflict.
+    """
     if teacher:
         return {USUAL: _teacher_of(teacher, checkpoint)}
     if checkpoint:
@@ -95,7 +102,7 @@ def _teachers_of(run: Run | None, teacher: str, checkpoint: str) -> dict[str, Te
 
 
 def _teacher_of(teacher: str, checkpoint: str) -> TeacherConfig:
-    """Return the teacher given by the options. Raise ValueError if they are inconsistent."""
+    """Return the settings of the teacher that the options name. Raise ValueError if the options conflict."""
     # timm names contain no slash, so a mistyped path is reported as a missing path, not as an unknown model.
     if "/" in teacher or Path(teacher).exists() or teacher in POINTERS:
         if checkpoint:
@@ -124,7 +131,10 @@ def _teacher_of(teacher: str, checkpoint: str) -> TeacherConfig:
 
 
 def _has_classes(config: TeacherConfig, classes: tuple[str, ...]) -> bool:
-    """Return whether a teacher's classes, if known, equal the images' classes in order; otherwise warn."""
+    """Return whether a teacher's classes equal the images' classes, in the same order; if not, log a warning.
+
+    A teacher whose classes are not known counts as equal.
+    """
     if config.checkpoint == "hub" or config.head:
         return True
     known = description_beside(build.teacher_file(config)).get("classes", list(classes))

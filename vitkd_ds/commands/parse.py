@@ -20,17 +20,21 @@ from vitkd_ds.recipes import build_run
 logger = logging.getLogger(__name__)
 
 OF_RUN = ("recipe", "teacher", "workdir", "help", "grid.KEY")
-"""Options on a command's page that belong to the run, or that the command reads from `flags`."""
+"""Options on a help page that belong to the run, or that the command's function reads from `flags`."""
 
 
 def command(
     name: str, *, about: Callable[[dict[str, str], str], str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that makes a function a command: its arguments are checked against its page in the manual.
+    """Return a decorator that makes a function the command `name`.
 
-    The function gets its positional arguments and the options that were given. A command that takes a run also gets
-    all other `flags`, for `parse_run`. `about` builds the text of --help from the flags and the summary; the default is
-    the manual's page.
+    The command checks its arguments against its help page, `PAGES[name]`. Then it calls the function with the
+    positional arguments and the options that were given. If the command takes the settings of a run, the function also
+    gets all other options as the dict `flags`, for `parse_run`.
+
+    Args:
+        name: name of the command.
+        about: function that returns the text of --help, given the flags and the summary. None: show the help page.
     """
     page = PAGES[name]
 
@@ -56,7 +60,7 @@ def command(
 
 
 def own_options(name: str) -> dict[str, type]:
-    """Return the types of a command's own options, excluding options of the run."""
+    """Return the type of each option that the command's function takes by name; options in OF_RUN are left out."""
     page = PAGES[name]
     return {key: option.kind for key, option in page.options.items() if not (page.takes_run and key in OF_RUN)}
 
@@ -64,7 +68,8 @@ def own_options(name: str) -> dict[str, type]:
 def check_words(given: tuple[str, ...], names: str) -> None:
     """Raise ValueError if there are too few or too many positional arguments.
 
-    `names` lists them: names in brackets are optional, and "..." at the end allows any number.
+    `names` lists the command's positional arguments. A name in brackets is optional, and "..." at the end of `names`
+    allows any number.
     """
     if given and not names:
         raise ValueError(f"unexpected argument {given[0]!r}. Options start with --.")
@@ -77,7 +82,8 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
     """Build the run from a command line.
 
     Raises:
-        ValueError: a positional argument, or an unknown flag, recipe or value. The message names the nearest valid one.
+        ValueError: `words` is not empty; a flag, recipe or value is unknown (the message names the nearest valid one);
+            or the settings fail `checked`.
     """
     check_words(words, "")
     own = [flags[key] for key in ("data.train", "data.val") if flags.get(key, "demo") != "demo"]
@@ -92,13 +98,13 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
 
 
 def checked(run: Run) -> Run:
-    """Check a run before the slow imports, and count the classes of its data if it does not set their number.
+    """Check a run's settings, and return the run. If data.num_classes is 0, set it by counting the classes of the data.
 
-    Every run must pass through here once before training: through `parse_run` from the command line, directly from
-    Python.
+    Every run must be checked once before it is trained. `parse_run` does it for a run from the command line. Python
+    code that builds a run must call this function. It does not import torch.
 
     Raises:
-        ValueError: settings or data are inconsistent.
+        ValueError: settings contradict each other or do not fit the data.
     """
     check_run(run)
     check_paths(run)
@@ -111,10 +117,10 @@ def checked(run: Run) -> Run:
 
 
 def train_help(flags: dict[str, str], summary: str) -> str:
-    """Return the help of train: its page and every setting of a run, or only the group or setting that --help names."""
+    """Return the help text of train: the help page and all settings, or only the group or setting that --help names."""
     recipe = flags.get("recipe", "demo")
     topic = flags["help"]
-    topic = "" if topic == "True" else topic  # fire's value for a flag without one
+    topic = "" if topic == "True" else topic  # fire passes True for a flag without a value
     fields = field_help(build_run(recipe), topic, width=columns())
     about = "" if topic else f"{page_text('train', summary)}\n\n"
     return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"

@@ -1,4 +1,4 @@
-"""Open an exported student and predict image files, without labels and without packing."""
+"""Open an exported student, and predict classes or features of image files."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ from vitkd_ds.models.fp32 import fp32_products
 logger = logging.getLogger(__name__)
 
 MICRO_BATCH = 64
-"""Images per forward. More images than this are decoded by worker processes."""
+"""Images per forward pass. If there are more images than this, worker processes decode them."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Exported:
     """An exported student."""
 
     source: str
-    """Path given by the user: run folder, checkpoint or export."""
+    """Path given by the user: a run folder, a checkpoint or an exported student."""
     folder: Path
-    """Folder of its weights and description."""
+    """Folder with its weights and student.json."""
     description: dict[str, Any]
     """Content of its student.json."""
     run: Run | None
-    """Run that trained it; None outside a run folder."""
+    """Settings of the run that trained it; None if it is not in a run folder."""
     run_folder: Path | None
-    """Folder of that run's config.json."""
+    """Folder with the config.json of that run; None if it is not in a run folder."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in label order; () without a classifier."""
+        """Class names in label order; () if the student has no classifier."""
         return tuple(self.description["classes"])
 
     def build(self) -> nn.Module:
@@ -68,11 +68,11 @@ class Exported:
         return read_student(find, lambda folder: build.build_exported(self.description, student_files(folder)[0]))
 
     def model(self) -> nn.Module:
-        """Build the model in fp32 on this machine's first device."""
+        """Build the model in fp32 on the first GPU, or on the CPU if there is none."""
         return self.build().to(first_device())
 
     def own_images(self, key: str) -> str:
-        """Return the path of the run's images, the setting data.`key`. Raise ValueError if it does not exist."""
+        """Return the run's setting data.`key`, the path of its images. Raise ValueError if the path does not exist."""
         path = getattr(self.run.data, key)
         entry = f"data.{key} in {self.run_folder / CONFIG}"
         if path != "demo" and not os.path.exists(path):
@@ -82,13 +82,16 @@ class Exported:
         return path
 
     def data(self, val: str, *, num_classes: int, **changes: Any) -> DataConfig:
-        """Return data settings for validation images, cropped as in the student's evaluation."""
+        """Return data settings for the validation images `val`, cropped as in the student's evaluation.
+
+        `changes` are further settings of the data.
+        """
         described = {key: self.description[key] for key in ("image_size", "val_crop_fraction", "interpolation")}
         return DataConfig(**{"train": "", "val": val, "num_classes": num_classes, **described} | changes)
 
 
 def open_exported(student: str) -> Exported:
-    """Open the student of a run folder, a checkpoint or an export. Raise ValueError if there is none."""
+    """Open the student of a run folder, a checkpoint or an export. Raise ValueError if there is no student."""
     find = partial(find_student, student)
     folder, description = read_student(find, lambda folder: (folder, read_description(folder, EXPORTED)))
     # The description has architecture and preprocessing; a run's config.json adds data and teacher.
@@ -104,13 +107,13 @@ def load_student(student: str | Path) -> nn.Module:
         A timm model. Its `pretrained_cfg` holds preprocessing and class names.
 
     Raises:
-        ValueError: there is no student.
+        ValueError: there is no student at this path.
     """
     return open_exported(str(student)).build().eval()
 
 
 class Answers(nn.Module):
-    """Student as a function of normalised images: returns logits [B, K] or pooled features [B, D]."""
+    """Module that maps normalised images to the student's logits [B, K] or pooled features [B, D]."""
 
     def __init__(self, model: nn.Module, *, features: bool) -> None:
         super().__init__()
@@ -132,14 +135,14 @@ def first_device() -> torch.device:
 def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool = False) -> Iterator[str]:
     """Predict images and yield the output line by line.
 
-    For image files, yield each file's name with its most likely classes and their probabilities. For folders and for
-    features, yield CSV: a header, then one line per image. An image that cannot be read or decoded has no line, only a
-    warning.
+    The output is CSV if `images` include a folder or if features are yielded: a header, then one line per image.
+    Otherwise, the output is each file's name, followed by its most likely classes and their probabilities. An image
+    that cannot be read or decoded is left out, with a warning.
 
     Args:
-        student: a run folder, a checkpoint or an exported student. Without a classifier it always yields features.
+        student: a run folder, a checkpoint or an exported student. If it has no classifier, features are yielded.
         images: files, and folders with images at any depth.
-        top: classes per image.
+        top: number of classes per image.
         features: yield pooled features instead of classes.
 
     Raises:
@@ -171,7 +174,10 @@ def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool
 
 
 def _source_of(images: Sequence[str]) -> Source:
-    """Return the files, and all images in the folders, in the order given."""
+    """Return a source of all files in `images`, and of all images in its folders, in the given order.
+
+    Raise ValueError if a path does not exist.
+    """
     paths: list[str] = []
     for image in images:
         if os.path.isdir(image):

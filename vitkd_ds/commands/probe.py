@@ -18,21 +18,24 @@ from vitkd_ds.train.probe import knn_votes, linear_probe, top1
 def probe_exported(
     student: str, *, knn: bool, probe: bool, train: str = "", val: str = "", micro_batch_size: int = 64, seed: int = 0
 ) -> dict[str, float]:
-    """Classify validation images by the pooled features of a student, whether or not it has a classifier.
+    """Classify validation images by a student's pooled features. A classifier of the student is not used.
 
     Args:
         student: a run folder, a checkpoint or an exported student.
-        knn, probe: methods to run.
-        train, val: labelled .betons, packed class folders, or "demo". "" uses the run's data.knn_train and
-            data.knn_val if set, else its data.train and data.val with only the classes in its data.classes.
-        micro_batch_size: images per forward.
-        seed: seed of the probe's held-out images and order.
+        knn: classify each validation image by the nearest training images.
+        probe: train a linear classifier on the training images' features.
+        train, val: labelled training and validation images: a .beton, a packed class folder, or "demo" each. "" uses
+            the run's data.knn_train and data.knn_val if they are set. Otherwise, "" uses the run's data.train and
+            data.val, restricted to the classes in its data.classes.
+        micro_batch_size: images per forward pass.
+        seed: determines which training images the probe holds out, and the order in which it reads the others.
 
     Returns:
-        `num_train` and `num_images` (images used), `knn_top1` and `probe_top1` (percent), and `probe_lr`.
+        `num_train` and `num_images`: numbers of training and validation images used. With `knn`, also `knn_top1` in
+        percent. With `probe`, also `probe_top1` in percent and `probe_lr`, the learning rate that the probe selected.
 
     Raises:
-        ValueError: files are inconsistent or have no labels.
+        ValueError: a file is missing, has no labels or does not fit the other files.
     """
     exported = open_exported(student)
     own = exported.run.data if exported.run and not train else None
@@ -55,7 +58,7 @@ def probe_exported(
 
 
 def _labelled(exported: Exported, split: str, path: str) -> str:
-    """Return the .beton of --train or --val. Raise ValueError if there is none or it has no labels."""
+    """Return the path of the .beton for train or val. Raise ValueError if it is missing or has no labels."""
     if not path:
         check_has_images(exported.source, f"--{split}")
     # A run without labels may have separate labelled images for k-NN.
@@ -70,13 +73,13 @@ def _labelled(exported: Exported, split: str, path: str) -> str:
 
 
 def _loader(exported: Exported, path: str, classes: tuple[str, ...], kept: str, micro_batch_size: int) -> Loader:
-    """Return a loader that reads each image once; `kept` is a file with the classes to use, or "" for all."""
+    """Return a loader that reads each image of `path` once. `kept` is a file with the classes to use; "" uses all."""
     data = exported.data(path, num_classes=len(classes), train=path, classes=kept)
     return build_loader(data, split="val", micro_batch_size=micro_batch_size, classes=classes, device=first_device())
 
 
 def _features_of(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
-    """Return pooled features and labels of the images that can be decoded."""
+    """Return pooled features and labels of all images that can be decoded. Raise ValueError if there is none."""
     features_ND, labels_N = pooled_features(model, loader, normalization=build.normalization_of(model))
     if not (labels_N >= 0).any():
         raise ValueError(f"none of the images in {loader.path} can be decoded")

@@ -1,4 +1,4 @@
-"""Draw a grid of training images after crops, augmentation and mixing, to check before a long run.
+"""Draw a grid of training images after cropping, augmentation and mixing, for a look before a long run.
 
 The images are the first 32 that a run with this seed and micro-batches of 32 trains on.
 """
@@ -33,18 +33,20 @@ FONT_PIXELS = 10
 NO_CHARACTER = "\U0010ffff"
 """A character that no font has, so its glyph is the font's box for missing characters."""
 MIN_CELL_PIXELS = 128
-"""Smaller images are enlarged by an integer factor."""
+"""Images of fewer pixels per side are enlarged by an integer factor."""
 MIN_PART = 0.01
-"""Smallest target value of a label that is written."""
+"""Captions leave out labels whose target value is at most this."""
 
 
 def show(run: Run, dst: Path) -> Path:
-    """Write a grid of augmented and mixed training images with labels to the PNG `dst`, replacing any; return `dst`.
+    """Write a PNG with a grid of augmented and mixed training images to `dst`, and return `dst`.
 
-    The caption is the class name, or for an image mixed from two classes each name with its target value.
+    An image's caption is its class name. The caption of an image mixed from two classes has both names, with their
+    target values.
 
     Args:
-        run: its data.train, student, augment, losses and seed determine the images.
+        run: settings of a run. Of these, data.train, student, augment, losses and seed determine the images.
+        dst: the PNG. An existing file is replaced.
 
     Raises:
         ValueError: the data does not fit the run, or `dst` is not a .png.
@@ -97,7 +99,7 @@ def _grid(pixels_BHWC: np.ndarray, captions: list[list[str]]) -> Image.Image:
 
 
 def _fitting(text: str, fits: Callable[[str], bool]) -> str:
-    """Return the text, or its longest beginning that fits with an ellipsis."""
+    """Return the text if it fits, else its longest beginning that fits, followed by an ellipsis."""
     if fits(text):
         return text
     while text and not fits(f"{text}…"):
@@ -106,9 +108,9 @@ def _fitting(text: str, fits: Callable[[str], bool]) -> str:
 
 
 def find_font(texts: Iterable[str]) -> ImageFont.FreeTypeFont:
-    """Return a font with all characters of the texts: Pillow's default, or one that fontconfig finds.
+    """Return a font with all characters of the texts: Pillow's default font, or another one that fontconfig finds.
 
-    If there is none, return Pillow's default and warn about the characters that it draws as boxes.
+    If no font has them all, return Pillow's default font, and warn about the characters that it draws as boxes.
     """
     characters = sorted(set().union(*texts))
     default = ImageFont.load_default(FONT_PIXELS)
@@ -129,7 +131,7 @@ def find_font(texts: Iterable[str]) -> ImageFont.FreeTypeFont:
 
 
 def _files_with(characters: Iterable[str]) -> list[str]:
-    """Return font files with all of the characters, from fontconfig; [] if it is not installed."""
+    """Return the font files that have all of the characters, according to fontconfig; [] if it is not installed."""
     pattern = f":charset={' '.join(f'{ord(character):x}' for character in characters)}"
     words = ["fc-list", "--format", "%{file}\n", pattern]
     with suppress(OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Text of --help: the index of commands and the page of each, wrapped to the terminal."""
+"""Texts of --help, wrapped to the terminal: the list of commands, and each command's help page."""
 
 import shutil
 from textwrap import wrap
@@ -28,7 +28,7 @@ def table_text(rows: dict[str, str]) -> str:
 
 
 def page_text(name: str, summary: str) -> str:
-    """Return the help page of a command: arguments, options, examples."""
+    """Return the help page of a command: its summary, usage line, arguments, options and examples."""
     page = PAGES[name]
     usage = " ".join(["usage: vitkd-ds", name, *page.words, *["[OPTIONS]"] * bool(page.options or page.takes_run)])
     lines = [*wrapped(summary), "", *wrapped(usage, after=8)]
@@ -48,18 +48,28 @@ def _typed(key: str, option: Option) -> str:
 
 
 def _row(name: str, text: str, widest: int, *, indent: int = 2) -> list[str]:
-    """Return a table row. Further lines align with the text, or start below the name if the terminal is narrow."""
+    """Return the lines of a table row: `name`, padded to `widest` characters, and `text`.
+
+    Lines after the first are aligned with the text, or start below the name if the terminal is narrow.
+    """
     after = indent + widest + 2
     return wrapped(f"{name:{widest}}  {text}", indent=indent, after=after if after < columns() / 2 else indent + 4)
 
 
 def _continued(command: str) -> list[str]:
-    r"""Break a command line with \ at the terminal's width."""
+    r"""Return the lines of a command, broken with \ at the terminal's width."""
     lines = wrap(command, columns() - 6, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines).replace("\n", " \\\n    ").join(["  ", ""]).splitlines()
 
 
 def wrapped(text: str, *, indent: int = 0, after: int | None = None, widest: int = 80) -> list[str]:
-    """Wrap text to the terminal, only between words; lines after the first start with `after` spaces."""
+    """Return the lines of a text that is wrapped to the terminal's width, only between words.
+
+    Args:
+        text: the text.
+        indent: spaces before the first line.
+        after: spaces before the other lines; None means `indent`.
+        widest: width in characters if there is no terminal.
+    """
     spaces = {"initial_indent": " " * indent, "subsequent_indent": " " * (indent if after is None else after)}
     return wrap(text, columns(widest), **spaces, break_long_words=False, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""Show a run's progress, evaluations and interruptions from its folder; read-only, without torch."""
+"""Show a run's progress, evaluations and interruptions from its folder, without writing to it."""
 
 import logging
 import os
@@ -18,13 +18,14 @@ LOOK_EVERY_S = 1.0
 
 
 def watch(run: str) -> dict[str, Any]:
-    """Show the progress of a run, as its own terminal does, until it is finished; return its summary.
+    """Show the progress of a run, as its own terminal does, until the run is finished. Return its summary.json.
 
     If the folder does not exist yet, or a job has locked it but not yet written config.json, wait for the run to start.
-    If the run's job has exited or stopped responding, say so and keep watching, because another job may resume the run.
+    If the run's job has exited or stopped responding, log this and keep watching, because another job may resume the
+    run.
 
     Raises:
-        ValueError: the folder is not a run.
+        ValueError: the folder is not a run folder.
     """
     folder = Path(run)
     _wait_for_a_start(folder)
@@ -62,7 +63,7 @@ def watch(run: str) -> dict[str, Any]:
 
 
 class _Growing:
-    """Log file that grows, and is replaced when the run resumes from a checkpoint."""
+    """Reader of a log file that grows, and that is replaced when the run resumes from a checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -70,8 +71,9 @@ class _Growing:
         self._offset = 0
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
-        """Return the complete lines since the last call, and whether the file was replaced.
+        """Return the complete lines added since the last call, and whether the file was replaced since then.
 
+        After a replacement, return all complete lines of the new file. If the file is missing, return no lines.
         Each call opens the file again, so that a network file system checks its server for changes.
         """
         try:
@@ -93,7 +95,7 @@ def _wait_for_a_start(folder: Path) -> None:
     is_told = False
     while not (folder / CONFIG).is_file():
         if folder.exists() and holder_of(folder) is None and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} is not a run folder: it has no {CONFIG}. Pass the --workdir of train.")
+            raise ValueError(f"{folder} is not a run folder: it has no {CONFIG}. Pass the --workdir of the run.")
         if not is_told:
             logger.info("no run in %s yet; waiting for it to start. Press Ctrl-C to stop.", folder)
         is_told = True
@@ -109,7 +111,7 @@ def _values(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _state(folder: Path) -> str:
-    """Return a status line: which job is training the run, or that it is waiting to be resumed."""
+    """Return a status line: which job is training the run, or that no job is training it."""
     holder = holder_of(folder)
     if holder is None:
         return f"no job is training {folder}; waiting for it to be resumed"

@@ -1,4 +1,4 @@
-"""Checks between the fields of a run, made before any model, file or device is touched. Imports no torch."""
+"""Check that the settings of a run fit together, before any model is built. Imports no torch."""
 
 import errno
 import os
@@ -18,14 +18,14 @@ EXTRAS = {
     # trackio pins an older Pillow, which resizes differently from our decoder. It also works with the newer one.
     "trackio": "pip install 'vitkd_ds[trackio]' && pip install --no-deps 'trackio>=0.43,<0.44'",
 }
-"""Trackers that need another package of the same name, with the install command."""
+"""Trackers that need a package of the same name, each with the command that installs the package."""
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
-"""Valid name of a teacher, which becomes part of options and of logged names."""
+"""Pattern of valid teacher names. A teacher's name becomes part of option names and of logged values' names."""
 
 
 def check_run(run: Run) -> None:
-    """Raise ValueError if fields of a run contradict each other. Touches no model, device or image."""
+    """Raise ValueError if settings are missing or contradict each other. Builds no model and reads no image."""
     # A run with checkpoints no longer needs the folder it was started from.
     is_begun = bool(newest(Path(run.workdir) / CHECKPOINTS))
     if run.resume not in ("auto", "none") and not is_begun and not Path(run.resume).is_dir():
@@ -45,7 +45,10 @@ def check_run(run: Run) -> None:
 
 
 def check_workdir(run: Run) -> None:
-    """Raise ValueError if the run folder cannot be created: a path at or below a file, or too long a name."""
+    """Raise ValueError if the run folder cannot be created.
+
+    This is so if a file is in the way, if the path or a name in it is too long, or if its links form a loop.
+    """
     try:
         os.stat(Path(run.workdir) / CHECKPOINTS / ("x" * 99))  # about as long as the paths in a checkpoint
     except OSError as error:
@@ -56,11 +59,11 @@ def check_workdir(run: Run) -> None:
 
 
 def check_classes(run: Run) -> None:
-    """Check the settings that depend on the number of classes, once it is known (0 for data without labels).
+    """Check the settings that depend on the number of classes, which must be known (0 for data without labels).
 
     Raises:
-        ValueError: only one of the two k-NN splits is given, k-NN is set for data with labels, or a term or
-            teacher head needs classes and there are none.
+        ValueError: The settings for k-NN, labels and classes contradict each other. If there are no classes, also
+            if there is no teacher, or if a loss term or a teacher's linear head needs classes.
     """
     data = run.data
     given = [f"data.{name}" for name in ("knn_train", "knn_val") if getattr(data, name)]
@@ -68,8 +71,8 @@ def check_classes(run: Run) -> None:
         raise ValueError(f"data.knn_train and data.knn_val go together, got {given[0]} only. Give both or none.")
     if given and data.num_classes:
         raise ValueError(
-            f"data.knn_train is for runs without labels, got data.num_classes={data.num_classes}. Omit it and "
-            "data.knn_val."
+            f"data.knn_train is for runs without labels, got data.num_classes={data.num_classes}. Omit "
+            "data.knn_train and data.knn_val."
         )
     if data.num_classes and data.labels == "ignore":
         raise ValueError(
@@ -81,7 +84,7 @@ def check_classes(run: Run) -> None:
 
 
 def _check_without_classes(run: Run) -> None:
-    """Reject terms that need labels or a classifier, and a run without a teacher."""
+    """Raise ValueError if a run without classes has no teacher, or has a term or a linear head that needs classes."""
     why = "labels are ignored" if run.data.labels == "ignore" else "data.train has no labels"
     terms = run.losses.terms().items()
     needing = {name: term for name, term in run.losses.active().items() if term.needs.classes}
@@ -95,7 +98,10 @@ def _check_without_classes(run: Run) -> None:
         )
     for name, teacher in run.teachers.items():
         if teacher.head:
-            raise ValueError(f"{role_of(name)}.head computes class logits, but {why} (data.num_classes=0). Omit it.")
+            raise ValueError(
+                f"{role_of(name)}.head computes class logits, but {why} (data.num_classes=0). "
+                f"Omit --{role_of(name)}.head."
+            )
     if not run.teachers:
         raise ValueError(
             f"no teacher given, but {why} (data.num_classes=0). Pass --teacher.model NAME or --teacher.checkpoint RUN."
@@ -103,10 +109,10 @@ def _check_without_classes(run: Run) -> None:
 
 
 def _check_trackers(run: Run) -> None:
-    """Raise ValueError for a tracker that is not installed.
+    """Raise ValueError if the package of a tracker is not installed.
 
-    A folder with the tracker's name in the current folder (such as wandb/) is found without an origin and does not
-    count as the package.
+    Python also finds a folder of the same name in the current folder (such as wandb/), but as a module without an
+    origin. Such a folder does not count as the package.
     """
     for name, command in EXTRAS.items():
         found = find_spec(name) if name in run.trackers else None
@@ -115,7 +121,7 @@ def _check_trackers(run: Run) -> None:
 
 
 def _check_teachers(run: Run) -> None:
-    """Reject terms that lack their teacher, teachers that no term uses, and conflicting settings of a teacher."""
+    """Raise ValueError if a term lacks its teacher, no term uses a teacher, or a teacher is invalid."""
     names = ", ".join(run.teachers)
     for key, term in run.losses.active().items():
         if not term.needs.teacher:
@@ -135,14 +141,14 @@ def _check_teachers(run: Run) -> None:
         if not losses.active():
             which = f" and teacher={name}" if len(run.teachers) > 1 else ""
             raise ValueError(
-                f"{called(name)} is not used: none of {', '.join(terms_of_a_teacher(run.losses))} has a weight"
-                f"{which}. Set a weight{which}, or train with --teacher none."
+                f"{called(name)} is not used: none of {', '.join(terms_of_a_teacher(run.losses))} has a weight "
+                f"above 0{which}. Set a weight{which}, or train with --teacher none."
             )
         _check_teacher(role_of(name), teacher, run)
 
 
 def _check_teacher(role: str, teacher: TeacherConfig, run: Run) -> None:
-    """Reject settings of a teacher that conflict with each other or with the losses."""
+    """Raise ValueError if settings of a teacher conflict with each other or with the losses."""
     if teacher.fp8 and teacher.placement != "replica":
         raise ValueError(
             f"{role}.fp8 needs the whole teacher on each rank, got {role}.placement={teacher.placement}. "
@@ -154,35 +160,39 @@ def _check_teacher(role: str, teacher: TeacherConfig, run: Run) -> None:
     if teacher.keep_tokens and comparing:
         raise ValueError(
             f"{role}.keep_tokens={teacher.keep_tokens} drops tokens that losses.{', losses.'.join(comparing)} compare. "
-            f"Set --{role}.keep_tokens=0, or use only losses of logits ({', '.join(terms_of_logits(run.losses))})."
+            f"Set --{role}.keep_tokens=0, or use only terms that compare logits "
+            f"({', '.join(terms_of_logits(run.losses))})."
         )
     if teacher.checkpoint == "random" and not run.debug:
         raise ValueError(f"{role}.checkpoint=random is for --debug runs only. Pass a file or hub, or add --debug.")
 
 
 def _check_is_complete(run: Run) -> None:
-    """Reject a run without a model or data, which neither its recipe nor an option names."""
-    no_model = f"is not set, and recipe {run.recipe} has no default. Pass"
+    """Raise ValueError if neither the recipe nor an option names the student, a teacher's model or the data."""
+    no_model = f"recipe {run.recipe} has no default for it"
     if not run.student.model:
-        raise ValueError(f"student.model {no_model} --student.model, or a run folder with --student.init.")
+        raise ValueError(
+            f"student.model is not set, and {no_model}. Pass --student.model NAME, or --student.init with a run folder."
+        )
     for name, teacher in run.teachers.items():
         role = role_of(name)
         if not teacher.model:
             raise ValueError(
-                f"{role}.model {no_model} --{role}.model, or a run folder with --{role}.checkpoint, or --teacher none."
+                f"{role}.model is not set, and {no_model}. Pass --{role}.model NAME, or --{role}.checkpoint with a run "
+                "folder, or --teacher none."
             )
     for split in ("train", "val"):
         if not getattr(run.data, split):
             raise ValueError(
-                f"data.{split} is not set, and recipe {run.recipe} has no default. Pass a .beton, or a folder with a "
-                f"subfolder per class, with --data.{split}."
+                f"data.{split} is not set, and recipe {run.recipe} has no default for it. Pass --data.{split} with "
+                "a .beton file, or with a folder that has one subfolder per class."
             )
 
 
 def _check_rate(run: Run) -> None:
-    """Reject a learning rate that never decays, or a minimum above its peak.
+    """Raise ValueError if both warm-ups are set, the learning rate never decays, or its minimum is above its peak.
 
-    Debug runs are exempt: their few steps and small batch break these rules.
+    Debug runs may break the last two rules, because they have few steps and a small batch.
     """
     optim = run.optim
     if optim.warmup_epochs and optim.warmup_fraction:
@@ -198,7 +208,7 @@ def _check_rate(run: Run) -> None:
         )
     if optim.min_lr > peak_lr(run) and not run.debug:
         raise ValueError(
-            f"optim.min_lr must be at most the peak learning rate, which is {optim.lr:g} for {optim.lr_batch_size} "
-            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, got {optim.min_lr:g}. Lower "
-            "--optim.min_lr, or raise --optim.lr."
+            f"optim.min_lr must be at most the peak learning rate, which is {peak_lr(run):g} for "
+            f"global_batch_size={run.global_batch_size} (optim.lr={optim.lr:g} is for {optim.lr_batch_size} images), "
+            f"got {optim.min_lr:g}. Lower --optim.min_lr, or raise --optim.lr."
         )

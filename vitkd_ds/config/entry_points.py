@@ -23,7 +23,7 @@ def find(kind: str, name: str) -> EntryPoint | None:
 
 
 def described(point: EntryPoint) -> str:
-    """Return name, value and group of an entry point, for a message."""
+    """Return the name, value and group of an entry point as text for a message."""
     return f"{point.name} = {point.value} in the entry points {point.group}"
 
 
@@ -42,10 +42,10 @@ def load(point: EntryPoint) -> Any:
 
 
 def find_terms(taken: Collection[str]) -> tuple[dict[str, type[Term]], list[str]]:
-    """Return the loss terms of other installed packages by name, and an error message for each invalid one.
+    """Return the loss terms of other installed packages by name, and a list of error messages for invalid terms.
 
     Args:
-        taken: reserved names.
+        taken: names that these terms must not have.
     """
     terms: dict[str, type[Term]] = {}
     problems = []

@@ -15,14 +15,15 @@ from vitkd_ds.config.run import Run
 
 
 def field_help(run: Run, topic: str = "", *, width: int) -> str:
-    """Describe the fields of a run in `width` columns, grouped under headings, each as the option to type.
+    """Return the help text of a run's settings in `width` columns. Each setting is shown as the option to type.
 
     Args:
-        run: source of the defaults; a group that is None shows the defaults of its class.
-        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" means everything.
+        run: the run whose values are shown as defaults. For a group that it lacks, those of the group's class are
+            shown.
+        topic: a group (optim, losses, losses.ce) or one field (optim.lr) to show; "" shows everything.
 
     Raises:
-        ValueError: unknown topic; the message suggests the nearest.
+        ValueError: the topic is unknown; the message suggests the nearest one.
     """
     settings = sorted(settings_of(type(run), run), key=lambda setting: "." in setting.key)  # top level first
     chosen = [setting for setting in settings if not topic or f"{setting.key}.".startswith(f"{topic}.")]
@@ -41,7 +42,7 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
 
 
 def docstring(setting: Setting) -> str:
-    """Return the string below a field in its class or, where there is none, in a base."""
+    """Return the string below a field in its class, or in a base class if its own class has none."""
     name = setting.key.rpartition(".")[2]
     fields = [vars(base).get("__pydantic_fields__", {}).get(name) for base in setting.owner.__mro__]
     return next((" ".join(field.description.split()) for field in fields if field and field.description), "")
@@ -50,7 +51,7 @@ def docstring(setting: Setting) -> str:
 def _heading(setting: Setting) -> str:
     """Return the heading of a setting's group."""
     group = setting.key.rpartition(".")[0] or "run"
-    absent = "" if setting.is_in_run else " The recipe has none; these are the defaults of a recipe that has one."
+    absent = "" if setting.is_in_run else " The recipe has none, so these are the defaults of a recipe that has one."
     return f"{group}: {inspect.getdoc(setting.owner)}{absent}"
 
 

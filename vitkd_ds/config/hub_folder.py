@@ -13,10 +13,10 @@ PREPROCESSING = ("mean", "std", "input_size", "crop_pct", "interpolation", "num_
 
 
 def description_of(file: Path) -> dict[str, Any]:
-    """Return the content of student.json for an export in the Hub's format, from its config.json; {} if it is not ours.
+    """Convert the config.json of an export in the Hub's format to the content of a student.json; {} if it is not ours.
 
-    Only our exports have the number of classes in `model_args` and the class names in `pretrained_cfg`. Folders in the
-    Hub's cache are not ours, and timm's own description applies to them.
+    Only our exports have the number of classes in `model_args` and the class names in `pretrained_cfg`. A folder in
+    the Hub's cache is not our export. timm's own description applies to such a folder.
     """
     config = _read(file)
     args, stated = config.get("model_args"), config.get("pretrained_cfg")
@@ -34,7 +34,7 @@ def description_of(file: Path) -> dict[str, Any]:
 
 
 def advice_for(file: Path) -> str:
-    """Return the end of an error message that says how to use a foreign model folder; "" if its kind is unknown."""
+    """Return the end of an error message: how to use another library's model folder; "" if the library is unknown."""
     config = _read(file)
     if "architecture" in config:
         model = config["architecture"]

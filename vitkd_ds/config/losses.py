@@ -1,7 +1,7 @@
 """Settings of every loss term: weight, schedule and its own parameters. Imports no torch.
 
-A new loss is declared here, or in another package through an entry point; `vitkd_ds.config.run` stays unchanged. A term
-names its module and declares its inputs as a function of its settings.
+To add a loss, declare a term here, or in another package with an entry point; `vitkd_ds.config.run` stays unchanged. A
+term names the module that computes it, and declares its inputs, which may depend on its settings.
 """
 
 from dataclasses import field, replace
@@ -14,7 +14,7 @@ from vitkd_ds.config import entry_points
 from vitkd_ds.config.part import Number, Part, Rule, require
 from vitkd_ds.config.term import MeasuredCost, Needs, PairedBlocksTerm, Term
 
-TWO_BLOCKS = Rule(lambda blocks: len(blocks) == 2, "two blocks with a comma, as the loss has two aligners")
+TWO_BLOCKS = Rule(lambda blocks: len(blocks) == 2, "two blocks separated by a comma, because the loss has two aligners")
 
 FACTOR = "balance_"
 """Prefix of a term's learned factor in the log."""
@@ -22,7 +22,7 @@ FACTOR = "balance_"
 
 @dataclass(frozen=True)
 class CrossEntropyTerm(Term, place="losses.ce"):
-    """Cross-entropy with the labels, mixed and smoothed."""
+    """Cross-entropy with the labels, after mixing and label smoothing."""
 
     module = "vitkd_ds.losses.cross_entropy:CrossEntropy"
     needs = Needs(labels=True)
@@ -34,33 +34,34 @@ class CrossEntropyTerm(Term, place="losses.ce"):
 
 @dataclass(frozen=True)
 class KDTerm(Term, place="losses.kd"):
-    """Hinton's distillation, `vitkd_ds.kd_loss`."""
+    """Hinton's knowledge distillation, `vitkd_ds.kd_loss`."""
 
     module = "vitkd_ds.losses.kd:KD"
     needs = Needs(logits=True)
 
     temperature: Annotated[Number, Gt(0)] = 1.0
-    """Divisor of both models' logits before the softmax; higher is softer."""
+    """Divisor of both models' logits before the softmax. A higher value gives softer probabilities."""
     standardize: bool = False
-    """Standardise each image's logits to mean 0 and standard deviation 1 first."""
+    """First standardise the logits of each image to mean 0 and standard deviation 1."""
 
 
 @dataclass(frozen=True)
 class NKDTerm(Term, place="losses.nkd"):
-    """Normalised distillation, `vitkd_ds.nkd_loss`."""
+    """Normalised knowledge distillation, `vitkd_ds.nkd_loss`."""
 
     module = "vitkd_ds.losses.nkd:NKD"
     needs = Needs(logits=True, labels=True)
 
     temperature: Annotated[Number, Gt(0)] = 1.0
-    """Divisor of both models' logits in the non-target part; higher is softer."""
+    """Divisor of both models' logits in the summand for the non-target classes. A higher value gives softer
+    probabilities."""
     gamma: Annotated[Number, Ge(0)] = 1.0
-    """Weight of the non-target part; 1 in the paper."""
+    """Weight of the summand for the non-target classes; 1 in the paper."""
 
 
 @dataclass(frozen=True)
 class ViTKDTerm(Term, place="losses.vitkd"):
-    """Feature distillation, `vitkd_ds.ViTKDLoss`; alpha and beta weigh its two halves inside the term."""
+    """ViTKD's feature distillation, `vitkd_ds.ViTKDLoss`. alpha and beta are the weights of its two summands."""
 
     module = "vitkd_ds.losses.vitkd:ViTKD"
     # 6 bytes for the teacher's three features. 16 bytes (measured) for backward: the masked tokens and the first
@@ -69,17 +70,18 @@ class ViTKDTerm(Term, place="losses.vitkd"):
     lowered_by = {"vitkd_mimic": "alpha", "vitkd_generate": "beta"}
 
     alpha: Annotated[Number, Ge(0)] = 3e-5
-    """Weight of the mimicked shallow blocks: squared differences summed over tokens and channels."""
+    """Weight of the summand that mimics the teacher's shallow blocks: squared differences summed over tokens and
+    channels."""
     beta: Annotated[Number, Ge(0)] = 3e-6
-    """Weight of the regenerated last block, a sum of the same kind."""
+    """Weight of the summand that regenerates the teacher's last block: squared differences summed in the same way."""
     scaled: bool = False
-    """Multiply alpha and beta by 196 x 384 / (student tokens x teacher width). The paper's values suit sums over 196
-    tokens of width 384; with scaled, they suit a pair of any size. false uses plain sums, as in the paper, which weigh
-    a wider teacher more."""
+    """Multiply alpha and beta by 196 x 384 / (student tokens x teacher width). The paper chose their values for sums
+    over 196 tokens of width 384. With scaled=true, the same values fit models of any size. false uses the sums as they
+    are, as in the paper; they grow with the teacher's width."""
     mask_ratio: Annotated[Number, Interval(gt=0, lt=1)] = 0.5
-    """Fraction of the student's last-block tokens that are masked and then regenerated."""
+    """Fraction of the tokens after the student's last block that are masked and then regenerated."""
     blocks: Annotated[tuple[int, ...], TWO_BLOCKS] = (0, 1)
-    """Two mimicked blocks, counted from 0, the same in student and teacher; the first two in the paper."""
+    """Two mimicked blocks, counted from 0, the same in student and teacher. The paper uses the first two."""
 
     @property
     def needs(self) -> Needs:
@@ -95,14 +97,16 @@ class WTTMTerm(Term, place="losses.wttm"):
     needs = Needs(logits=True)
 
     gamma: Annotated[Number, Gt(0)] = 0.8
-    """Exponent of the teacher's probabilities, 1 / temperature. The paper does not state its value for DeiT."""
+    """Exponent of the teacher's probabilities, equal to 1 / temperature. The paper does not state its value for
+    DeiT."""
     weighted: bool = True
-    """Weight each image by the teacher's uncertainty (with gamma above 1, by its certainty); false is plain TTM."""
+    """Weight each image by the teacher's uncertainty, or by its certainty if gamma is above 1. false weights all images
+    equally, which is TTM."""
 
 
 @dataclass(frozen=True)
 class DISTTerm(Term, place="losses.dist"):
-    """Correlations of probabilities, `vitkd_ds.losses.dist_loss`."""
+    """Correlations between the probabilities of both models, `vitkd_ds.losses.dist_loss`."""
 
     module = "vitkd_ds.losses.dist:DIST"
     needs = Needs(logits=True)
@@ -112,23 +116,24 @@ class DISTTerm(Term, place="losses.dist"):
     gamma: Annotated[Number, Ge(0)] = 1.0
     """Weight of the correlations over the images of a class."""
     scope: Literal["micro_batch", "all_ranks"] = "micro_batch"
-    """Images correlated for a class: micro_batch (this rank's) or all_ranks (gathered from every rank). Accumulated
-    micro-batches are never combined."""
+    """Images that the correlation of a class includes. micro_batch: those of one micro-batch on one rank. all_ranks:
+    those of one micro-batch on every rank. Accumulated micro-batches are never combined."""
 
 
 @dataclass(frozen=True)
 class DKDTerm(Term, place="losses.dkd"):
-    """Decoupled distillation, `vitkd_ds.losses.dkd_loss`; labels must not be mixed."""
+    """Decoupled knowledge distillation, `vitkd_ds.losses.dkd_loss`. Labels must not be mixed."""
 
     module = "vitkd_ds.losses.dkd:DKD"
     needs = Needs(logits=True, labels=True)
 
     alpha: Annotated[Number, Ge(0)] = 1.0
-    """Weight of the target-class part: the label against all other classes."""
+    """Weight of the summand for the target class, which compares how the models divide probability between the
+    label and all other classes."""
     beta: Annotated[Number, Ge(0)] = 0.5
-    """Weight of the non-target part: the distribution over the other classes."""
+    """Weight of the summand for the non-target classes, which compares the models' distributions over these classes."""
     temperature: Annotated[Number, Gt(0)] = 1.0
-    """Divisor of all logits; higher is softer."""
+    """Divisor of all logits. A higher value gives softer probabilities."""
 
     def check_run(self, run: Any) -> None:
         """Raise ValueError if labels are mixed."""
@@ -141,20 +146,20 @@ class DKDTerm(Term, place="losses.dkd"):
 
 @dataclass(frozen=True)
 class DistillationTokenTerm(Term, place="losses.distillation_token"):
-    """DeiT's distillation token: the student's second head learns from the teacher, the first from the other terms."""
+    """DeiT's distillation token: the student's second head learns from the teacher, its first head from other terms."""
 
     module = "vitkd_ds.losses.distillation_token:DistillationToken"
     needs = Needs(logits=True, second_head=True)
 
     kind: Literal["hard", "soft"] = "hard"
-    """Target of the second head: hard (the teacher's most likely class) or soft (the teacher's probabilities)."""
+    """Target of the second head. hard: the teacher's most likely class. soft: the teacher's probabilities."""
     temperature: Annotated[Number, Gt(0)] = 1.0
-    """Divisor of both models' logits for kind=soft; higher is softer."""
+    """Divisor of both models' logits for kind=soft. A higher value gives softer probabilities."""
 
 
 @dataclass(frozen=True)
 class VkDTerm(Term, place="losses.vkd"):
-    """Pooled tokens through an orthogonal projector, `vitkd_ds.losses.vkd_loss`; works with any timm teacher."""
+    """Distillation of pooled tokens by an orthogonal projector, `vitkd_ds.losses.vkd_loss`, for any timm teacher."""
 
     module = "vitkd_ds.losses.vkd:VkD"
     needs = Needs(tokens=True)
@@ -162,7 +167,7 @@ class VkDTerm(Term, place="losses.vkd"):
 
 @dataclass(frozen=True)
 class SpectralTerm(PairedBlocksTerm, place="losses.spectral"):
-    """Spectra of token maps, `vitkd_ds.losses.spectral_loss`; both models need the same patch grid."""
+    """Distillation of token maps' spectra, `vitkd_ds.losses.spectral_loss`. Both models need the same patch grid."""
 
     module = "vitkd_ds.losses.spectral:Spectral"
 
@@ -174,32 +179,35 @@ class SpectralTerm(PairedBlocksTerm, place="losses.spectral"):
 
 @dataclass(frozen=True)
 class FeatureTerm(Term, place="losses.feature"):
-    """Class and patch tokens through adapters, `vitkd_ds.losses.feature`; any timm teacher, no labels needed."""
+    """Distillation of class and patch tokens by adapters, `vitkd_ds.losses.feature`. It needs no labels and accepts any
+    timm teacher."""
 
     module = "vitkd_ds.losses.feature:Feature"
     needs = Needs(tokens=True)
     is_watched = True
 
     target: Literal["raw", "layer_norm", "standardize", "phi_s"] = "standardize"
-    """Transform of the teacher's features. raw: none. layer_norm: LayerNorm. standardize: every channel to mean 0 and
-    variance 1, by calibrated statistics. phi_s: a rotation and one scale, by calibrated statistics, so that all
-    channels have equal variance."""
+    """Transform of the teacher's features. raw: none. layer_norm: LayerNorm. standardize: each channel is shifted and
+    scaled to mean 0 and variance 1. phi_s: features are rotated and scaled by one number, so that all channels have the
+    same variance. For the last two, see calibration_batches."""
     calibration_batches: Annotated[int, Gt(0)] = 32
-    """Micro-batches per rank used to compute the statistics before the first update; checkpoints store the result."""
+    """Number of micro-batches per rank from which the transforms standardize and phi_s are computed, before the first
+    update. Checkpoints store the transform."""
 
 
 @dataclass(frozen=True)
 class RelationTerm(Term, place="losses.relation"):
-    """Cosine similarities among tokens and with recent images, `vitkd_ds.losses.relation`; one patch grid for both."""
+    """Distillation of cosine similarities, `vitkd_ds.losses.relation`: between the tokens of an image, and between the
+    image and recent images. Both models need the same patch grid."""
 
     module = "vitkd_ds.losses.relation:Relation"
     needs = Needs(tokens=True)
 
     temperature: Annotated[Number, Gt(0)] = 0.07
-    """Divisor of the cosines before the softmax."""
+    """Divisor of the cosine similarities before the softmax."""
     queue: Annotated[int, Gt(0)] = 4096
-    """Number of most recent images of all ranks that each image is compared with, itself included; at least
-    global_batch_size."""
+    """Number of images with which each image is compared: the most recent images of all ranks, including the image
+    itself. It must be at least global_batch_size."""
 
     def check_run(self, run: Any) -> None:
         """Raise ValueError if the queue is smaller than the global batch."""
@@ -209,7 +217,7 @@ class RelationTerm(Term, place="losses.relation"):
 
 @dataclass(frozen=True)
 class AttentionTerm(PairedBlocksTerm, place="losses.attention"):
-    """Attention maps of chosen blocks, `vitkd_ds.losses.attention`; both models need the same patch grid."""
+    """Distillation of blocks' attention maps, `vitkd_ds.losses.attention`. Both models need the same patch grid."""
 
     module = "vitkd_ds.losses.attention:Attention"
 
@@ -226,11 +234,11 @@ class AttentionTerm(PairedBlocksTerm, place="losses.attention"):
 
 @dataclass(frozen=True)
 class Losses(Part, place="losses"):
-    """Loss terms that make the total, each with a weight (0 is off) and a schedule."""
+    """Loss terms, each with a weight (0 is off) and a schedule. The total loss is their weighted sum."""
 
     balance: bool = field(default=False, kw_only=True)
-    """Learn one more factor per term from the magnitudes of the terms, with a mean of 1 (DTO-KD without gradients per
-    term)."""
+    """Multiply each term by one more factor, which is learned from the magnitudes of the terms. The factors have a mean
+    of 1. The method is DTO-KD without gradients per term."""
 
     @property
     def label_smoothing(self) -> float:
@@ -277,7 +285,7 @@ TERMS: dict[str, type[Term]] = {
 }
 """Every term by name, in the order of the log."""
 _OTHERS, BAD_ENTRY_POINTS = entry_points.find_terms({*TERMS, *NAMES_TAKEN})
-"""Terms of other installed packages, and error messages for invalid ones, which `check_run` raises."""
+"""Terms of other installed packages, and error messages for invalid terms. `check_run` raises them."""
 TERMS |= _OTHERS
 
 _FIELDS = {"__annotations__": TERMS, "__module__": __name__, "__doc__": Losses.__doc__}

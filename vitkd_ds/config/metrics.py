@@ -10,12 +10,12 @@ from typing import Literal
 PREFIX = "val_"
 """Prefix of a metric's name in metrics.jsonl."""
 EVALUATED = "val_num_images"
-"""Key found only in evaluation lines."""
+"""Key that only the evaluation lines of metrics.jsonl have."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Declaration of an evaluation metric. An empty field omits the metric from that output."""
+    """Declaration of an evaluation metric. An output omits the metric if its field, such as `chart`, is empty."""
 
     said: str = ""
     """Name on a model card."""
@@ -24,23 +24,24 @@ class Metric:
     """Decimals in printed output."""
     is_higher_better: bool = True
     has_interval: bool = False
-    """Whether it is a percentage of validation images, so that Wilson's interval is valid."""
+    """Whether the metric is a percentage of the validation images, for which Wilson's interval is valid."""
     chart: str = ""
     """Chart title in a report."""
     dashed_in: str = ""
-    """Another metric; its chart shows this one as a dashed curve."""
+    """Name of another metric, whose chart also shows this metric, as a dashed curve."""
     tile: str = ""
-    """Label of its tile at the top of a report."""
+    """Label of the metric's tile at the top of a report."""
     column: tuple[str, str] | None = None
-    """Two heading lines of its column in `compare`."""
+    """Two lines of the column heading in the table of `compare`."""
     csv: str = ""
     """Column name in the CSV of `compare`."""
     summary: str = ""
     """Key in summary.json."""
     summarized_for: Literal["", "classes", "features"] = ""
-    """Kind of student (with a classifier or headless) that always has this key in summary.json, null if unknown."""
+    """Kind of student (with a classifier, or headless) whose summary.json always has the key; null if there is no
+    value."""
     decides_for: Literal["", "classes", "features"] = ""
-    """Kind of student that uses this metric to select its best checkpoint."""
+    """Kind of student whose best checkpoint this metric selects."""
 
     def is_better(self, value: float, other: float) -> bool:
         """Return whether `value` is better than `other`."""
@@ -140,13 +141,13 @@ VAL_METRICS = {
 
 
 def digits_of(name: str) -> int:
-    """Return the decimals for printing METRIC or METRIC/TEACHER; 2 for an undeclared metric."""
+    """Return the number of decimals for printing METRIC or METRIC/TEACHER. It is 2 for an undeclared metric."""
     metric = VAL_METRICS.get(name.partition("/")[0])
     return metric.digits if metric else 2
 
 
 def summary_of(result: dict[str, float], kind: Literal["classes", "features"]) -> dict[str, float | None]:
-    """Return an evaluation's entries of summary.json for a kind of student; additional teachers come last."""
+    """Return the entries of summary.json for an evaluation of this kind of student. Additional teachers come last."""
     summary = {
         metric.summary: result.get(name)
         for name, metric in VAL_METRICS.items()
@@ -160,5 +161,5 @@ def summary_of(result: dict[str, float], kind: Literal["classes", "features"]) -
 
 
 def deciding(kind: Literal["classes", "features"]) -> str:
-    """Return the metric that selects the best checkpoint for a kind of student."""
+    """Return the name of the metric that selects the best checkpoint of this kind of student."""
     return next(name for name, metric in VAL_METRICS.items() if metric.decides_for == kind)

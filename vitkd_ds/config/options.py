@@ -1,6 +1,6 @@
-"""Apply command-line options to a run, including their consequences. Imports no torch.
+"""Apply command-line options to a run, and change settings that depend on them. Imports no torch.
 
-Consequences are the model that a given run folder describes, and loss terms switched off without a teacher.
+For example, an option with a run folder also sets the model, and `--teacher none` switches off loss terms.
 """
 
 import logging
@@ -17,22 +17,22 @@ from vitkd_ds.config.term import terms_of_a_teacher
 logger = logging.getLogger(__name__)
 
 WEIGHTS = {StudentConfig: ("init", ("", "hub")), TeacherConfig: ("checkpoint", ("", "hub", "demo", "random"))}
-"""Settings class -> the field that names its weights, and the values of that field that are not paths."""
+"""For each settings class, the field that names the weights, and the values of this field that are not paths."""
 
 
 def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
-    """Copy a recipe's run with options such as {"optim.lr": "3e-4"} set.
+    """Return a copy of a recipe's run with options set, such as {"optim.lr": "3e-4"}.
 
     - `teacher`: "none" removes all teachers and switches off the terms that need one. Setting any option of a teacher
       that the recipe lacks adds that teacher. `teacher.X` is short for `teachers.teacher.X`.
     - `teacher.checkpoint` and `student.init` accept a run folder, a checkpoint or an export. The model and its
-      arguments are then taken from there, and the result names the weight file in it. A run that was started from
-      an earlier checkpoint of that folder keeps the earlier one.
+      arguments are then taken from there, and the setting becomes the path of the weight file. If the run in workdir
+      was started from an earlier checkpoint of that folder, it keeps that checkpoint.
     - A new `student.model` or `teacher.model` does not inherit the recipe's model_args.
 
     Raises:
-        ValueError: unknown option (the message suggests the nearest), invalid value, or files that contradict the
-            options.
+        ValueError: an option is unknown (the message suggests the nearest), a value is invalid, or files contradict
+            the options.
     """
     own = {shortened(key): text for key, text in options.items() if key != USUAL}
     run = apply_overrides(_with_teachers(recipe, options), own)
@@ -45,7 +45,7 @@ def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
 
 
 def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
-    """Add teachers that only the options mention, or remove all for `teacher` "none"."""
+    """Add the teachers that the options name and the run lacks, or remove all teachers if `teacher` is "none"."""
     paths = {key: path_of(key) for key in options if key != USUAL}
     own = {key: path[1] for key, path in paths.items() if path[0] == MANY and len(path) == 3}
     if USUAL not in options:
@@ -62,7 +62,10 @@ def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
 
 
 def _without_terms_of_a_teacher(run: Run, options: Mapping[str, str]) -> Run:
-    """Switch off the terms that need a teacher. Terms that an option sets stay; `check_run` rejects them."""
+    """Switch off the terms that need a teacher. A term whose weight is given as an option stays on.
+
+    Such a term is an error. With --teacher none, this function raises ValueError; otherwise `check_run` does so later.
+    """
     for name in terms_of_a_teacher(run.losses):
         term, option = getattr(run.losses, name), f"losses.{name}.weight"
         if option not in options:
@@ -73,7 +76,7 @@ def _without_terms_of_a_teacher(run: Run, options: Mapping[str, str]) -> Run:
 
 
 def _without_old_args(run: Run, recipe: Run, role: str, options: Mapping[str, str]) -> Run:
-    """Drop the recipe's model_args if an option names another model."""
+    """Drop the recipe's model_args if the run has another model than the recipe."""
     config, before = run.models[role], recipe.models.get(role)
     is_other = before is not None and config.model != before.model
     if not (is_other and config.model_args and f"{role}.model_args" not in options):
@@ -85,10 +88,10 @@ def _without_old_args(run: Run, recipe: Run, role: str, options: Mapping[str, st
 
 
 def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Run:
-    """Resolve a folder to its weight file, and take the model from the .json file next to the weights.
+    """Replace a folder by the weight file in it, and take the model from the .json file next to the weights.
 
-    An option that names another model is rejected. `model_args` from an option replace the described ones, because a
-    model may need other arguments now than when it was stored.
+    Raise ValueError if an option names another model. If an option sets `model_args`, it replaces those in the .json
+    file, because a model may need other arguments now than when it was stored.
     """
     config = run.models[role]
     key, words = WEIGHTS[type(config)]
@@ -101,7 +104,8 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
     named = options.get(f"{role}.model")
     if described and named not in (None, described["model"]):
         raise ValueError(
-            f"--{role}.model={named} contradicts {role}.{key}={value}, which holds {described['model']}. Omit it."
+            f"--{role}.model={named} contradicts {role}.{key}={value}, which holds {described['model']}. "
+            f"Omit --{role}.model."
         )
     if f"{role}.model_args" in options:
         described.pop("model_args", None)
@@ -109,9 +113,9 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
 
 
 def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
-    """Keep the initial checkpoint of the run in workdir if the option `given` names the same source run.
+    """Keep the weights that the run in workdir was started with, if the option `given` names the run they are from.
 
-    The source run may have newer checkpoints by now, and switching to them would change a started run.
+    That run may have a newer checkpoint by now. Switching to it would change a run that has already started.
     """
     config = run.models[role]
     key, words = WEIGHTS[type(config)]

@@ -32,13 +32,16 @@ class Setting(NamedTuple):
     """Class that declares the field."""
     field: FieldInfo
     value: Any
-    """Value in the run, else the default of its class, else PydanticUndefined."""
+    """Value in the run. If the run lacks the group, the default of the field, or PydanticUndefined if it has none."""
     is_in_run: bool
     """Whether the run contains the group of this setting."""
 
 
 def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
-    """Return a hint for an unknown name: the nearest valid names after `prefix`, or all of them if they are few."""
+    """Return a hint for an unknown name: the nearest valid names, each after `prefix`.
+
+    If no name is near, the hint lists all valid names, or says that none is similar if there are more than MANY.
+    """
     valid = sorted(set(valid))
     close = [key for key in valid if key.endswith(f".{name}")]  # "lr" suggests "optim.lr"
     if not close:
@@ -53,15 +56,16 @@ def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
 
 
 def nearest_option(name: str, valid: Iterable[str], prefix: str = "--") -> str:
-    """Return a hint for an unknown option: its equivalent if another program has it, else the nearest names."""
+    """Return a hint for an unknown option: our equivalent of another program's option, or else the nearest names."""
     valid = set(valid)
     return advice(name, valid, prefix) or nearest(name, valid, prefix)
 
 
 def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of a settings class, nested ones included; if `part` is None, with the class's defaults.
+    """Yield every setting of the settings class `cls`, including those of nested classes.
 
-    A field that maps names to parts yields the settings of each name, or once with the placeholder NAME if it is empty.
+    Values are those of the instance `part`, or the defaults of the class if `part` is None. For a dict of instances,
+    yield the settings of each one; for an empty dict, yield the settings of one with the placeholder name NAME.
     """
     for name, field in cls.__pydantic_fields__.items():
         value = field.get_default(call_default_factory=True) if part is None else getattr(part, name)
@@ -75,12 +79,12 @@ def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:
 
 
 def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
-    """Copy a run, or a part of one, with dotted keys set from text, such as {"optim.lr": "3e-4"}.
+    """Return a copy of a run, or of one group of its settings, with dotted keys set from text: {"optim.lr": "3e-4"}.
 
-    A part that the run lacks is created from the given values and the defaults of its class.
+    A group that the run lacks is created from the given values and the defaults of its class.
 
     Raises:
-        ValueError: unknown key (the message suggests the nearest), or text that is not valid for the field.
+        ValueError: a key is unknown (the message suggests the nearest), or a text is invalid for its field.
     """
     tree = asdict(run)
     for key, text in overrides.items():
@@ -102,7 +106,7 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
 
 
 def convert(text: str, kind: Any, key: str) -> Any:
-    """Convert text to a bool, int or str; `key` is the option named in errors."""
+    """Convert text to the type `kind` (bool, int or str). An error names the option `key`."""
     try:
         return TypeAdapter(kind).validate_python(_plain(text, kind))
     except ValueError:
@@ -112,11 +116,11 @@ def convert(text: str, kind: Any, key: str) -> Any:
 def from_dict(cls: type[T], stored: Mapping[str, Any]) -> T:
     """Rebuild a settings class from the nested dict in config.json.
 
-    An absent field is newer than the file and takes its default, which keeps the behaviour from before the field
-    existed.
+    If the dict lacks a field, it was stored before the field existed. The field then gets its default, which keeps the
+    earlier behaviour.
 
     Raises:
-        ValueError: unknown or missing name, or invalid value.
+        ValueError: a name is unknown, a field without a default is missing, or a value is invalid.
     """
     try:
         return TypeAdapter(cls).validate_python(stored, strict=False)

@@ -1,7 +1,8 @@
-"""Base of the settings classes: frozen pydantic dataclasses, with the wording of their errors and --help.
+"""Base of the settings classes (frozen pydantic dataclasses), and the text of their errors.
 
-A field's annotation defines both its check and its description: `lr: Annotated[Number, Gt(0)]`, or
-`placement: Literal["shard", "replica", "offload"]`. The string below the field is its help text.
+A field's annotation defines its valid values, for example `lr: Annotated[Number, Gt(0)]` or
+`placement: Literal["shard", "replica", "offload"]`. Errors and `--help` describe these values in words. The string
+below the field is its help text.
 """
 
 import collections.abc
@@ -19,22 +20,22 @@ KINDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    tuple: "numbers with commas, such as 0.08,1",
-    tuple[int, ...]: "whole numbers with commas, such as 2,11",
+    tuple: "numbers separated by commas, such as 0.08,1",
+    tuple[int, ...]: "whole numbers separated by commas, such as 2,11",
     collections.abc.Mapping: 'a JSON object, such as {"depth": 4}',
 }
-"""Description of a type's values. Any other type accepts text as it is."""
+"""For each field type, the description of its values in errors and `--help`. All other types are described as text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule(Predicate):
-    """Condition on a value with its description, such as "two numbers" (without "must be")."""
+    """Condition on a value. `must` describes valid values, such as "two numbers", for the message "KEY must be ..."."""
 
     must: str
 
 
 def _number(value: Any, convert: Callable[[Any], float]) -> float:
-    """Check a number and keep integers as int, so that stored settings do not change from 20 to 20.0."""
+    """Validate a number. An int stays an int, so that 20 in a stored run does not become 20.0."""
     number = convert(value)
     return value if type(value) is int else number
 
@@ -44,10 +45,10 @@ Number = Annotated[float, WrapValidator(_number)]
 
 
 class Checked(type):
-    """Metaclass that replaces pydantic's error with a ValueError with our wording."""
+    """Metaclass whose classes raise ValueError with the message of `explain` instead of pydantic's ValidationError."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Create an instance from values of exactly the declared types."""
+        """Create an instance. Values are not converted, so they must already have the declared types."""
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
@@ -55,7 +56,7 @@ class Checked(type):
 
 
 class Part(metaclass=Checked):
-    """Base of a group of settings; `place` is its key in the run, such as optim."""
+    """Base class of a group of settings. `place` is the key of the group in a run, such as optim."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     _place = ""
@@ -66,20 +67,20 @@ class Part(metaclass=Checked):
 
 
 def part_in(field: FieldInfo) -> Any:
-    """Return the settings class X of a field of type `X`, `X | None` or `dict[str, X]`, else None."""
+    """Return the settings class X if the type of a field is `X`, `X | None` or `dict[str, X]`; otherwise None."""
     options = (field.annotation, *get_args(field.annotation))
     return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
 def holds_many(field: FieldInfo) -> bool:
-    """Return whether a field maps names to values."""
+    """Return whether a field is a dict or another mapping."""
     return get_origin(field.annotation) in (dict, collections.abc.Mapping)
 
 
 def locate(cls: Any, path: Sequence[str]) -> tuple[Any, FieldInfo | None]:
-    """Follow a path of names; return the last settings class and its field.
+    """Find a setting by its path of names; return the settings class that declares it, and its field.
 
-    The field is None if the class has no such field, or if the path ends at a group of settings.
+    If the path leads to no field, or to a whole group of settings, return the last settings class on the path and None.
     """
     names = [*path]
     while names:
@@ -94,7 +95,7 @@ def locate(cls: Any, path: Sequence[str]) -> tuple[Any, FieldInfo | None]:
 
 
 def what(field: FieldInfo) -> str:
-    """Describe the valid values of a setting."""
+    """Describe the valid values of a setting, such as "a number above 0"."""
     if rules := [item.must for item in field.metadata if isinstance(item, Rule)]:
         return rules[0]
     if get_origin(field.annotation) is Literal:
@@ -111,13 +112,13 @@ def what(field: FieldInfo) -> str:
 
 
 def require(holds: bool, key: str, found: Any, must: str) -> None:
-    """Raise ValueError unless `holds`; the message has the key, the requirement and the value."""
+    """Raise ValueError("KEY must MUST, got FOUND. ...") unless `holds` is true."""
     if not holds:
         raise ValueError(f"{key} must {must}, got {repr(found)[:80]}. Change it in the recipe or with --{key}.")
 
 
 def explain(error: ValidationError, cls: Any) -> str:
-    """Describe the first problem in pydantic's error, with the evidence and the remedy."""
+    """Return an error message for the first problem in pydantic's error: the problem, the value and the remedy."""
     first = error.errors(include_url=False)[0]
     names = [name for name in first["loc"] if isinstance(name, str)]  # drop indices in tuples
     key = shortened(".".join(filter(None, (cls._place, *names))))

@@ -1,7 +1,7 @@
-"""Read files with retries, because network file systems fail for moments. Imports no torch.
+"""Read files with retries, because network file systems fail temporarily. Imports no torch.
 
-An unreadable file is not a damaged one: its content is unknown, so it must not be skipped, and a later launch may
-succeed.
+A file that cannot be read is not treated as damaged. Its content may be intact, so the caller must not skip it, and a
+later launch may be able to read it.
 """
 
 import errno
@@ -18,20 +18,20 @@ logger = logging.getLogger(__name__)
 WAITS_S = (1.0, 2.0, 4.0)
 """Seconds before each retry."""
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors about the path. Retrying does not help."""
+"""Error codes for a wrong path, such as a missing file. A retry would not help."""
 OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
-"""Errors of the disk, which may be temporary."""
+"""Error codes of a failing disk, which may be temporary."""
 
 
 class Unreadable(OSError):
-    """A file could not be read, even with retries. The same command may succeed later."""
+    """Failure to read a file in spite of retries. The same command may succeed later."""
 
 
 def patiently(read: Callable[..., T]) -> Callable[..., T]:
-    """Decorate a function that reads the path in its first argument: it is retried after a failure.
+    """Decorator that retries a function after an OSError. Its first argument is the path of the file that it reads.
 
     The decorated function raises:
-        OSError: the file does not exist or is a folder (raised without a retry).
+        OSError: the path is wrong, for example of a missing file or a folder; raised without a retry.
         Unreadable: every attempt failed.
     """
 
@@ -56,7 +56,7 @@ def patiently(read: Callable[..., T]) -> Callable[..., T]:
 
 
 def raise_if_of_the_disk(error: BaseException, what: str) -> None:
-    """Raise Unreadable if `error`, raised while reading `what`, came from the disk; a later launch may succeed."""
+    """Raise Unreadable if `error`, which was raised while `what` was read, is a failure of the disk."""
     if isinstance(error, OSError) and error.errno in OF_THE_DISK:
         raise Unreadable(f"{what} cannot be read: {error}. Check the disk, then rerun the same command.") from error
 

@@ -28,9 +28,9 @@ POINTERS = ("latest", "best")
 """Files in the checkpoints folder that contain the name of a checkpoint."""
 PATHS_OF_DATA = ("train", "val", "knn_train", "knn_val", "classes")
 NO_PATHS = ("", "demo", "hub", "random")
-"""Special values of path settings."""
+"""Values of path settings that are not paths."""
 NOT_OF_THE_MODEL = ("num_classes", "img_size", "pretrained_cfg_overlay")
-"""Arguments in a description that a run derives from its own data."""
+"""Model arguments in student.json that another run does not take over, because it derives them from its own data."""
 
 EXPORTED = {
     "model": str,
@@ -47,20 +47,20 @@ EXPORTED = {
 
 
 def tags(folder: Path) -> list[str]:
-    """Return the complete checkpoints in a checkpoints folder, newest first."""
+    """Return the names of the complete checkpoints in a checkpoints folder, newest first."""
     names = _read_if_there(os.listdir, folder) or ()
     return sorted((name for name in names if TAG.fullmatch(name)), reverse=True)
 
 
 def pointer(folder: Path, name: str) -> str:
-    """Return the checkpoint that `latest` or `best` names, or ""."""
+    """Return the name of the checkpoint in the file `latest` or `best`; "" if the file is missing or damaged."""
     content = _read_if_there(Path.read_bytes, folder / name) or b""
     text = content.decode(errors="replace").strip()
     return text if TAG.fullmatch(text) else ""
 
 
 def _read_if_there(read: Callable[[Path], T], path: Path) -> T | None:
-    """Read with retries; return None for a missing file."""
+    """Return `read(path)`, with retries; None if the path does not exist."""
     try:
         return patiently(read)(path)
     except OSError as error:
@@ -70,20 +70,21 @@ def _read_if_there(read: Callable[[Path], T], path: Path) -> T | None:
 
 
 def newest(folder: Path) -> str:
-    """Return the checkpoint to resume from, or "" if there is none.
+    """Return the name of the checkpoint to resume from, or "" if there is none.
 
-    It is the one that `latest` names; if that is missing, the next older one; otherwise the newest.
+    This is the checkpoint that `latest` names or, if it is missing, the next older one. If there is neither, this is
+    the newest checkpoint.
     """
     latest, every = pointer(folder, "latest"), tags(folder)
     return next((tag for tag in every if tag <= latest), next(iter(every), ""))
 
 
 def find_student(source: str | Path) -> Path:
-    """Return the folder with student.safetensors and student.json for a run, a checkpoint or an export.
+    """Return the folder with student.safetensors and student.json of a run, a checkpoint or an export.
 
-    RUN/best and RUN/latest (or RUN/checkpoints/best and .../latest) resolve to the checkpoints that these pointers
-    name. An unfinished run resolves to its newest checkpoint, and a weight file to its folder. An export may also have
-    the Hub's format.
+    For RUN/best or RUN/checkpoints/best, return the checkpoint that the file `best` names; `latest` works in the same
+    way. For a finished run, return the run folder; for an unfinished run, its newest checkpoint; for a weight file, the
+    folder of the file. An export may also have the files of the Hub's format.
 
     Raises:
         ValueError: one of the two files is missing.
@@ -111,13 +112,13 @@ def student_files(folder: Path) -> tuple[Path, Path]:
 
 
 def read_description(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a student's description, which must contain `keys`. Raises the errors of `read_json`."""
+    """Return the content of a student's description, which must contain `keys`. Raises the errors of `read_json`."""
     file = student_files(folder)[1]
     return read_json(file, keys) if file.name == DESCRIPTION else hub_folder.description_of(folder / CONFIG)
 
 
 def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
-    """Call `use` with the student's folder that `find` returns, and retry if a running job deletes it meanwhile.
+    """Return `use(folder)` for the student's folder from `find`; retry if a running job deletes the folder meanwhile.
 
     Raises the errors of `find` and `use`.
     """
@@ -133,13 +134,13 @@ def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
 
 
 def run_beside(folder: Path) -> Path | None:
-    """Return the run folder, or the checkpoint with its config.json, of a student's folder; None for an export."""
+    """Return the folder with the config.json of the run that contains a student's folder; None for an export."""
     places = (folder, folder.parent.parent) if (folder / STUDENT).is_file() else ()  # not the hub's config.json
     return next((place for place in places if (place / CONFIG).is_file()), None)
 
 
 def find_weights(source: str, key: str) -> Path:
-    """Return the weight file for `source`: a file itself, or the student of a run, checkpoint or export.
+    """Return the path of weights: `source` if it is a file, or the student's file in a run, checkpoint or export.
 
     Raises:
         ValueError: there are no weights; the message names the option `key`.
@@ -164,7 +165,7 @@ def is_begun(workdir: Path) -> bool:
 
 
 def run_of(weights: Path) -> Path:
-    """Return the folder of the run, or else of the export, that contains a student.safetensors."""
+    """Return the folder of the run that contains a weight file; for a file outside a run, the folder of the file."""
     folder = weights.resolve().parent
     return folder.parents[1] if folder.parent.name == CHECKPOINTS else folder
 
@@ -188,7 +189,7 @@ def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
         keys: required keys (dotted for nested ones) with their types.
 
     Raises:
-        ValueError: the file is missing or damaged, or lacks a key.
+        ValueError: the file is missing or damaged, or it lacks a key.
         Unreadable: the disk failed.
     """
     try:
@@ -212,7 +213,7 @@ def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
 def description_beside(weights: Path) -> dict[str, Any]:
     """Return the model description (`model`, `args`, `classes`, `normalization`, ...) stored next to a weight file.
 
-    Returns {} if there is no description. Raises ValueError if it is damaged.
+    Return {} if there is no description. Raise ValueError if the description is damaged.
     """
     path = weights.with_suffix(".json")
     if not path.is_file():
@@ -225,7 +226,7 @@ def description_beside(weights: Path) -> dict[str, Any]:
 
 
 def model_of(description: dict[str, Any]) -> dict[str, Any]:
-    """Return a description's model name and arguments as fields of a run; {} if it has none."""
+    """Return the model name and arguments in a description as settings of a run; {} if the description has none."""
     if not {"model", "args"} <= description.keys():
         return {}
     args = {key: value for key, value in description["args"].items() if key not in NOT_OF_THE_MODEL}
@@ -252,10 +253,10 @@ def read_run(path: Path) -> Run:
 
 
 def started_in(run: Run, folder: Path) -> Path | None:
-    """Return the folder in which `train` was started, if it is known and not the current one.
+    """Return the folder in which `train` was started; None if it is unknown or is the current folder.
 
-    `folder` is the run's present folder. If its path ends with the run's relative --workdir, the part in front of it is
-    where `train` was started.
+    `folder` is where the run is now. If this path ends with the run's --workdir, and --workdir is relative, the rest of
+    the path is the folder in which `train` was started.
     """
     workdir, place = Path(run.workdir), folder.resolve()
     start = Path(*place.parts[: len(place.parts) - len(workdir.parts)])
@@ -276,9 +277,9 @@ def check_paths(run: Run) -> None:
 
 
 def with_found_paths(run: Run, folder: Path) -> Run:
-    """Return a run with its relative paths resolved from where `train` was started.
+    """Return a run with its relative paths resolved from the folder in which `train` was started.
 
-    Paths that do not exist there stay unchanged.
+    A path that does not exist there stays unchanged.
     """
     start = started_in(run, folder)
     if start is None:

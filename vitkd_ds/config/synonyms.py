@@ -79,10 +79,10 @@ NAMES = {
     "workdir": "out output output_dir save_dir log_dir o outdir",
     "workers": "num_workers j",
 }
-"""Our option (or option=value) -> its names in other programs. One name may lead to several options."""
+"""Our option (or option=value) -> its names in other programs. One name may stand for several of our options."""
 
 ELSEWHERE = {
-    "a run uses all visible GPUs of its launcher, or else the CPU; choose with CUDA_VISIBLE_DEVICES or "
+    "a run uses the visible GPUs, one per process, or the CPU if there are none; choose with CUDA_VISIBLE_DEVICES or "
     "DS_ACCELERATOR=cpu": "device devices accelerator gpu gpu_id gpus cuda cpu no_cuda",
     "the launcher starts the processes: deepspeed --num_gpus N --num_nodes N train.py, or srun": (
         "num_gpus num_nodes nodes world_size strategy dist_url dist_backend distributed nproc_per_node dist_eval"
@@ -100,12 +100,12 @@ ELSEWHERE = {
 
 
 def advice(name: str, valid: Collection[str], prefix: str) -> str:
-    """Return a hint about an option of another program, or "".
+    """Return a hint if `name` is an option of another program; otherwise "".
 
     Args:
         name: the option without leading dashes.
         valid: options of the command.
-        prefix: put before each of our options.
+        prefix: text in front of each of our options in the hint.
     """
     name = name.lower().replace("-", "_")
     ours = [key for key, others in NAMES.items() if name in others.split() and key.partition("=")[0] in valid]

@@ -1,7 +1,8 @@
 """Names of a run's teachers, in options and in files.
 
-A recipe's teacher has the default name "teacher". `--teacher.X` is short for `--teachers.teacher.X`. A run with only
-that teacher is stored and shown as in versions with a single teacher. Only this file depends on the default name.
+A recipe's teacher has the default name "teacher". `--teacher.X` is short for `--teachers.teacher.X`. A run whose only
+teacher has the default name is stored and shown as in earlier versions, which had one teacher. No other module depends
+on the default name.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,12 +17,12 @@ ANY = "NAME"
 
 
 def role_of(name: str) -> str:
-    """Return the role of a teacher, the prefix of its options: teacher or teachers.NAME."""
+    """Return the role of a teacher, which is the prefix of its options: teacher or teachers.NAME."""
     return USUAL if name == USUAL else f"{MANY}.{name}"
 
 
 def called(name: str) -> str:
-    """Return a noun phrase for a teacher in messages."""
+    """Return the words that name a teacher in messages: "the teacher" or "the teacher NAME"."""
     return "the teacher" if name == USUAL else f"the teacher {name}"
 
 
@@ -38,34 +39,41 @@ def shortened(key: str) -> str:
 
 
 def of_any(key: str) -> str:
-    """Return a setting's key with `teachers.NAME.X` replaced by `teacher.X`, for any name."""
+    """Return a setting's key with `teachers.NAME.X` replaced by `teacher.X`, whatever the name."""
     path = path_of(key)
     return ".".join([USUAL, *path[2:]]) if path[0] == MANY else key
 
 
 def by_name(value: Any) -> dict[str, Any]:
-    """Return per-teacher values by name; a value that is not a dict belongs to the default teacher."""
+    """Return a dict from teacher name to value. A value that is not a dict is taken as the default teacher's."""
     return value if isinstance(value, dict) else {USUAL: value}
 
 
 def stored(values: Mapping[str, T]) -> dict[str, Any]:
-    """Return per-teacher values in file form: {"teacher": value}, None for no teacher, else {"teachers": {...}}."""
+    """Return values by teacher name in the form that files store.
+
+    The form is {"teacher": value} for the default teacher only, {"teacher": None} for no teacher, and otherwise
+    {"teachers": {name: value}}.
+    """
     return {USUAL: values.get(USUAL)} if values.keys() <= {USUAL} else {MANY: dict(values)}
 
 
 def places_in_file(names: Collection[str]) -> list[str]:
-    """Return the dotted keys of the values in the result of `stored`."""
+    """Return, for each teacher, the dotted key of its value in the result of `stored`."""
     return [USUAL if {*names} == {USUAL} else f"{MANY}.{name}" for name in names]
 
 
 def read(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return per-teacher values by name from file form; see `stored`."""
+    """Return values by teacher name from the form that `stored` returns."""
     usual = content.get(USUAL)
     return dict(content.get(MANY) or {}) if usual is None else {USUAL: usual}
 
 
 def settings_to_store(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's nested settings in file form. A term's teacher is omitted if it is the default one."""
+    """Return a run's nested settings as config.json stores them.
+
+    The setting `teacher` of a loss term is omitted if it has its default.
+    """
     tree: dict[str, Any] = {}
     for key, value in run.items():
         tree |= stored(value) if key == MANY else {key: value}
@@ -77,19 +85,22 @@ def settings_to_store(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_from_file(_: type, tree: Any) -> Any:
-    """Convert settings in file form to the fields of `Run`. Used as its validator; other input stays unchanged."""
+    """Convert settings as config.json stores them to the fields of `Run`. Return any other input unchanged.
+
+    This is the validator of `Run`.
+    """
     if not isinstance(tree, dict) or USUAL not in tree or MANY in tree:
         return tree
     return {MANY if key == USUAL else key: read(tree) if key == USUAL else value for key, value in tree.items()}
 
 
 def teacher_of(term: Any, names: Collection[str]) -> str:
-    """Return the name of a term's teacher. A term with the default name uses a run's only teacher."""
+    """Return the name of a term's teacher. The default name also stands for a run's only teacher."""
     return next(iter(names)) if term.teacher == USUAL and len(names) == 1 else term.teacher
 
 
 class HasModels:
-    """Methods of a run on its models: a student and any number of teachers."""
+    """Methods of a run that concern its models: a student and any number of teachers."""
 
     @property
     def models(self) -> dict[str, Any]:
@@ -97,7 +108,7 @@ class HasModels:
         return {"student": self.student} | {role_of(name): config for name, config in self.teachers.items()}
 
     def with_model(self, role: str, config: Any) -> Any:
-        """Return a copy with new settings for the model of a role."""
+        """Return a copy of the run in which the model of this role has the settings `config`."""
         if role == "student":
             return replace(self, student=config)
         changed = {name: config for name in self.teachers if role_of(name) == role}

@@ -15,7 +15,7 @@ class Needs:
     """Inputs that a loss needs besides the student's logits."""
 
     logits: bool = False
-    """Teacher logits; the teacher must have the data's classes."""
+    """Teacher logits; the teacher must have the same classes as the data."""
     tokens: bool = False
     """Pooled features, final tokens or block outputs of the models."""
     student_blocks: tuple[int, ...] = ()
@@ -44,7 +44,7 @@ class Needs:
         return replace(self, labels=False) != Needs()
 
     def blocks(self, *roles: str) -> bool:
-        """Return whether the loss needs block outputs or attention of one of `roles` (default: of either model)."""
+        """Return whether the loss needs outputs or attention of blocks, of either model or only of those in `roles`."""
         chosen = {
             "student": self.student_blocks + self.student_attention,
             "teacher": self.teacher_blocks + self.teacher_attention,
@@ -53,16 +53,16 @@ class Needs:
 
     @property
     def classes(self) -> bool:
-        """Whether the loss needs labels or classifier logits, and so data with classes."""
+        """Whether the loss needs data with classes, because it uses labels or a classifier's logits."""
         return self.labels or self.logits or self.second_head
 
     def tapped(self, role: str) -> tuple[int, ...] | None:
-        """Return the blocks of a role for `tap_features`; None if logits suffice."""
+        """Return the argument `blocks` of `tap_features` for a role; None if the loss needs only logits."""
         return getattr(self, f"{role}_blocks") if self.tokens or self.blocks() else None
 
 
 class MeasuredCost(NamedTuple):
-    """Cost of a term with a measured GPU speed. For all other terms, `plan` counts operations."""
+    """Cost of a term whose speed was measured on a GPU. For all other terms, `plan` counts operations."""
 
     title: str
     """Name of the term in the tables of `plan`."""
@@ -79,9 +79,9 @@ class Term(Part, place="losses"):
     needs = Needs()
     """The term's inputs; a property if they depend on its settings."""
     cost = None
-    """The term's `MeasuredCost`, if it was measured."""
+    """The term's `MeasuredCost`; None if the cost was not measured."""
     lowered_by = {}
-    """Logged value of the term -> the setting that scales it, if that is not `weight`."""
+    """Name of a value that the term logs -> setting that scales this value, where this is not `weight`."""
     is_watched = False
     """Whether evaluations without labels also compute the `metrics` of the term's `LossPart`."""
 
@@ -90,7 +90,7 @@ class Term(Part, place="losses"):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule of the weight. constant: unchanged. linear, cosine: decay to 0 at the last step."""
     teacher: str = USUAL
-    """Name of the teacher to imitate; the default also stands for a run's only teacher of any name."""
+    """Name of the teacher to imitate. The default also means the only teacher of a run, whatever its name."""
 
     def check_run(self, run: Any) -> None:
         """Raise ValueError if the term cannot be computed in a `Run`."""
@@ -106,7 +106,7 @@ class PairedBlocksTerm(Term, place="losses"):
     """Blocks of the teacher, paired with student_blocks in order."""
 
     def check_run(self, run: Any) -> None:
-        """Raise ValueError unless every block has a partner. Checked here because options are set one at a time."""
+        """Raise ValueError unless the settings name as many blocks of the teacher as of the student, at least one."""
         require(
             len(self.student_blocks) == len(self.teacher_blocks) > 0,
             f"{self._place}.teacher_blocks",

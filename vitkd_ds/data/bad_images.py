@@ -1,4 +1,4 @@
-"""Apply data.on_bad to images that could not be decoded: raise an error, or skip them."""
+"""Handle images that cannot be decoded: raise an error or skip them, as data.on_bad says."""
 
 import logging
 import time
@@ -11,9 +11,9 @@ from vitkd_ds.data.images import Images
 logger = logging.getLogger(__name__)
 
 PADDING_LABEL = -1
-"""Label of a validation row that does not count: padding of a rank, or an image that cannot be decoded."""
+"""Label of a validation row that must not be counted: a row that only pads a rank's share, or a damaged image."""
 MAX_REPLACEMENTS = 100
-"""Maximum number of images tried as a substitute for one that cannot be decoded."""
+"""Maximum number of images to try as a substitute for an image that cannot be decoded."""
 
 
 def handle_bad_images(
@@ -26,19 +26,20 @@ def handle_bad_images(
     on_bad: str,
     is_train: bool,
 ) -> int:
-    """Replace undecoded images (status other than 0) of a micro-batch in place, and return how many there were.
+    """Handle the images of a micro-batch that could not be decoded (status other than 0); return their number.
 
-    Images that the disk failed to deliver are first read again, a few times.
+    Images that the disk failed to deliver are first read again, a few times; those that succeed are not counted. The
+    arrays are modified in place.
 
     Args:
-        images: the images that `samples` index.
-        on_bad: stop or skip. In training, skip substitutes the next image that can be decoded; in validation, it labels
-            the row as padding.
+        images: file or folder that contains the images of `samples`.
+        on_bad: "stop" raises an error. With "skip", a training image is replaced by the next image that can be decoded,
+            and a validation image gets the label `PADDING_LABEL`.
 
     Raises:
-        ValueError: on_bad is stop; or the file or the disk, and not the image, is at fault; or no substitute can be
-            decoded either. The message names file, image, class and reason.
-        Unreadable: the disk failed each time.
+        ValueError: `on_bad` is "stop"; the file or the disk is at fault, not the image; or none of the possible
+            substitutes can be decoded.
+        Unreadable: the disk failed at every attempt.
     """
     _read_again(images, samples, images_BHWC, status_B)
     bad = np.flatnonzero(status_B)
@@ -65,7 +66,10 @@ def handle_bad_images(
 
 
 def _read_again(images: Images, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> None:
-    """Reread, in place, the images that the disk failed to deliver, unless the file no longer contains them."""
+    """Read the images again that the disk failed to deliver, and update the arrays in place.
+
+    Images that the file no longer contains are not read again.
+    """
     for wait_s in (*reading.WAITS_S, None):
         unread = np.flatnonzero(np.isin(status_B, [*images.unread]))
         unread = unread[[images.is_there(index) for index in samples["index"][unread].tolist()]]
@@ -87,7 +91,10 @@ def _class_of(images: Images, index: int) -> str:
 
 
 def _next_image(images: Images, sample: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return pixels and label of the file's next decodable image, cropped and flipped by its own draws."""
+    """Return the pixels and the label of the next image in the file that can be decoded.
+
+    The crop and flip are those that this image itself gets in this epoch.
+    """
     other = sample.copy()
     place = int(np.searchsorted(images.chosen, sample["index"][0]))
     for step in range(1, MAX_REPLACEMENTS + 1):

@@ -1,4 +1,4 @@
-"""Check data.train and data.val before opening them, and count classes. No torch."""
+"""Check data.train and data.val before opening them, and count classes; without torch."""
 
 import os
 import shlex
@@ -12,18 +12,20 @@ from vitkd_ds.data.sources.folder import class_names, has_class_folders, has_loo
 
 
 def is_class_folder(path: str) -> bool:
-    """Return whether the value of data.train or data.val is a folder with a folder per class."""
+    """Return whether a value of data.train or data.val is the path of a folder with one subfolder per class."""
     return path not in ("", "demo") and has_class_folders(Path(path))
 
 
 def packed_path(folder: Path) -> Path:
-    """Return the .beton next to a class folder into which `train` packs it: photos/train.beton for photos/train."""
+    """Return the path of the .beton that `train` makes from a class folder: photos/train.beton for photos/train."""
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     return folder.with_name(folder.name + SUFFIX)
 
 
 def check_is_packed(key: str, path: str) -> None:
-    """Raise ValueError if the FFCV backend can read `path` only after packing, such as tars.
+    """Raise ValueError if the user must pack `path` before the FFCV backend can read it, as for tars.
+
+    A folder with a folder per class passes, because `train` packs it automatically.
 
     Args:
         key: option name for the message.
@@ -38,7 +40,7 @@ def check_is_packed(key: str, path: str) -> None:
 
 
 def check_is_not_one(key: str, path: str, num_classes: int) -> None:
-    """Raise ValueError for a single class, because data.num_classes cannot be 1.
+    """Raise ValueError if `num_classes` is 1, because data.num_classes cannot be 1.
 
     Args:
         key: option name for the message.
@@ -51,13 +53,14 @@ def check_is_not_one(key: str, path: str, num_classes: int) -> None:
 
 
 def count_classes(data: DataConfig) -> int:
-    """Count the classes of data.train: a .beton, "demo", or a folder with a folder per class.
+    """Return the number of classes of data.train, or 0 if labels are ignored.
 
-    If such a folder is already packed, the .beton counts, as it may have been packed with a list of classes. The result
-    is 0 if labels are ignored.
+    If data.classes is set, the classes listed in that file are counted. Otherwise, data.train must be a .beton, "demo"
+    or a folder with a folder per class. If the FFCV backend has already packed such a folder, the classes of the .beton
+    are counted, because it may have been packed with a list of classes.
 
     Raises:
-        ValueError: the file or folder is invalid, does not list its classes, or has a single class.
+        ValueError: the file or folder is invalid, does not list its classes, or has only one class.
     """
     found = _count_classes(data)
     check_is_not_one("data.train", data.classes or data.train, found)

@@ -1,8 +1,8 @@
-"""Crop boxes: functions of image size and, in training, (seed, epoch, image, repeat).
+"""Compute crop boxes from the image size and, in training, from random numbers of `draws`.
 
-FFCV draws crops in its decoder threads, from generators seeded by the operating system, so no two runs agree. Here the
-decoder receives the boxes and uses no randomness, so results do not depend on the thread, rank or restart that decodes
-an image.
+FFCV itself draws crops in its decoder threads, with generators seeded by the operating system, so two runs never use
+the same crops. Here, the boxes are computed beforehand from (seed, epoch, image, repeat), and the decoder uses no
+random numbers. A crop therefore does not depend on the thread or rank that decodes the image, or on restarts.
 """
 
 import math
@@ -13,28 +13,28 @@ import numpy as np
 from vitkd_ds.data.draws import CROP_DRAWS, sample_keys, uniform
 
 BILINEAR, BICUBIC = 0, 1
-"""Values of a crop's `filter`: Pillow's filters of these names, which are antialiased when shrinking."""
+"""Values of the field `filter` of a crop: Pillow's filters of these names, which antialias when they shrink."""
 FILTERS = {"bilinear": (BILINEAR,), "bicubic": (BICUBIC,), "random": (BILINEAR, BICUBIC)}
-"""data.interpolation to the filters to choose from, per image."""
+"""Maps data.interpolation to the filters from which one is chosen for each image."""
 
 CROP_FIELDS = "index repeat flip filter top left height width resized_height resized_width window_top window_left"
 CROP_DTYPE = np.dtype([(name, "<i4") for name in CROP_FIELDS.split()])
-"""Crop of one image of a micro-batch, in pixels. The C struct of `csrc/decode.h` has the same fields.
+"""Crop of one image of a micro-batch, in pixels. `CropRow` in `csrc/decode.h` has the same fields.
 
-Take image `index`, crop the box (top, left, height, width) and resize it to resized_height x resized_width with
-`filter`. Then crop a square of the loader's size at (window_top, window_left), and flip it left to right if `flip` is
-1.
+The decoder takes image `index` of the file, crops the box (top, left, height, width), and resizes it to resized_height
+x resized_width with `filter`. From the result, it crops a square of the loader's size, whose top left corner is at
+(window_top, window_left). If `flip` is 1, it flips the square left to right.
 """
 
 NUM_TRIES = 10
-"""Number of boxes drawn before the central box is used, as in torchvision."""
+"""Maximum number of boxes to draw for an image; if none fits, the central box is used, as in torchvision."""
 FLIP_DRAW, FILTER_DRAW, FIRST_BOX_DRAW, DRAWS_PER_TRY = CROP_DRAWS, CROP_DRAWS + 1, CROP_DRAWS + 2, 4
 
 
 def _central_boxes(heights_N: np.ndarray, widths_N: np.ndarray, ratio: tuple[float, float]) -> tuple[np.ndarray, ...]:
-    """Return the largest central boxes with width / height within the bounds `ratio`.
+    """Return each image's largest central box with width / height within `ratio`: tops, lefts, heights, widths.
 
-    Like torchvision, fall back to them if all random boxes of an image are too large.
+    As in torchvision, this box is used if all random boxes of an image are too large.
     """
     ratio_N = widths_N / heights_N
     box_heights_N = np.where(ratio_N < ratio[0], np.rint(widths_N / ratio[0]), heights_N)
@@ -47,25 +47,25 @@ def _central_boxes(heights_N: np.ndarray, widths_N: np.ndarray, ratio: tuple[flo
 class TrainCrops:
     """Random flips, and random crops with the distribution of torchvision's RandomResizedCrop.
 
-    The area is uniform in `scale`, and width / height is log-uniform in `ratio`. After ten boxes that do not fit, the
-    largest central box within `ratio` is used.
+    The area of a box, as a fraction of the image's area, is uniform in `scale`. Its width / height is log-uniform in
+    `ratio`. If ten random boxes do not fit into the image, the largest central box within `ratio` is used.
     """
 
     seed: int
     size: int
-    """Height and width of the result, in pixels."""
+    """Height and width of the cropped and resized image, in pixels."""
     scale: tuple[float, float]
     ratio: tuple[float, float]
     flip_probability: float
     interpolation: str
-    """bilinear, bicubic, or random (one of both per image, timm's default)."""
+    """Resize filter: bilinear, bicubic, or random (timm's default), which chooses one of the two for each image."""
 
     def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
-        """Draw the crops of samples of one epoch: CROP_DTYPE [N].
+        """Draw a crop for each sample; return CROP_DTYPE [N].
 
         Args:
-            samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [N].
-            heights_N, widths_N: sizes of the images in pixels.
+            samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [N], all of the same epoch.
+            heights_N, widths_N: height and width of each sample's image, in pixels.
         """
         heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
         keys_N = sample_keys(samples, seed=self.seed)
@@ -77,7 +77,7 @@ class TrainCrops:
         rows["filter"] = filters[(uniform(keys_N, FILTER_DRAW) * len(filters)).astype(np.int64)]
         rows["resized_height"] = rows["resized_width"] = self.size
         rows["top"], rows["left"], rows["height"], rows["width"] = _central_boxes(heights_N, widths_N, self.ratio)
-        # Use the first drawn box that fits into the image. Most images need one try, so later tries are cheap.
+        # Use the first drawn box that fits into the image. Most images need one try, so later tries have few images.
         pending = np.arange(len(samples))
         for attempt in range(NUM_TRIES):
             if len(pending) == 0:
@@ -94,7 +94,10 @@ class TrainCrops:
         return rows
 
     def _try(self, keys_N: np.ndarray, areas_N: np.ndarray, attempt: int) -> tuple[np.ndarray, ...]:
-        """Draw a box's height and width, and the relative position of its top and left in the free space, in [0, 1)."""
+        """Draw a box for each image; return heights and widths in pixels, and positions of top and left in [0, 1).
+
+        A position is a fraction of the range in which the box can be moved: 0 is at the image's top or left edge.
+        """
         first = FIRST_BOX_DRAW + attempt * DRAWS_PER_TRY
         area_u, ratio_u, top_u, left_u = (uniform(keys_N, first + k) for k in range(DRAWS_PER_TRY))
         low, high = np.log(self.ratio)
@@ -105,7 +108,7 @@ class TrainCrops:
 
 
 def val_interpolation(interpolation: str) -> str:
-    """Return the filter of evaluation crops for data.interpolation; "random" gives bicubic, as in timm."""
+    """Return the resize filter for validation: data.interpolation, but bicubic instead of "random", as in timm."""
     return "bicubic" if interpolation == "random" else interpolation
 
 
@@ -113,8 +116,8 @@ def val_interpolation(interpolation: str) -> str:
 class CentreCrops:
     """timm's evaluation crops: resize the shorter side to ``floor(size / crop_fraction)``, then crop the centre.
 
-    As in torchvision, the longer side is truncated to whole pixels, and the window's corner is rounded half to even. So
-    pixels equal those used for published accuracies.
+    As in torchvision, the length of the longer side is truncated to whole pixels, and the position of the central
+    square is rounded half to even. The pixels therefore equal those with which published accuracies were measured.
     """
 
     size: int
@@ -122,7 +125,7 @@ class CentreCrops:
     interpolation: str
 
     def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
-        """Compute the crops of samples, with the arguments of `TrainCrops.rows`; they do not depend on the epoch."""
+        """Compute a crop for each sample, without random numbers. Arguments and result are as in `TrainCrops.rows`."""
         heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
         shorter = math.floor(self.size / self.crop_fraction)
         shorter_N = np.minimum(heights_N, widths_N)

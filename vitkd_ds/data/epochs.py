@@ -1,7 +1,7 @@
-"""Iterate over one split's micro-batches on one rank, also from a saved position.
+"""Iterate over one split's micro-batches on one rank, from the start or a saved position.
 
-Every random draw is keyed by seed, epoch, image and repeat, so iteration can start at any step of any epoch, bit for
-bit. `torch.distributed` is not imported: rank and world size are arguments.
+Every random number depends only on seed, epoch, image and repeat. Therefore, an iteration that starts at a later step
+gives the same bits as an uninterrupted one. `torch.distributed` is not imported: rank and world size are arguments.
 """
 
 from collections.abc import Iterator
@@ -20,26 +20,26 @@ from vitkd_ds.data.normalize import build_normalizer
 from vitkd_ds.data.transfer import CopyStream, RecycledMemory, send
 
 MicroBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
-"""Pairs of images_BCHW (RGB, channels last in memory, uint8 or normalised fp32) and labels_B (int64).
+"""Iterator over pairs of images_BCHW and labels_B (int64), which are copies on the loader's device.
 
-Both are copies on the loader's device.
+The images are RGB, with channels last in memory. They are uint8, or fp32 if they are normalised.
 """
 
 
 class Loader:
-    """Loader of one split's micro-batches on one rank, from `build_loader`. Its length is `num_batches`.
+    """Loader of one split's micro-batches on one rank, from `build_loader`. Its `len` is `num_batches`.
 
-    As a context manager, it closes at the end of the block.
+    If the loader is used in a `with` statement, it is closed at the end of the block.
 
     Attributes:
         classes: class names in label order.
         steps_per_epoch: optimizer steps per epoch; in validation, equal to `num_batches`.
         num_batches: micro-batches per rank and epoch.
-        num_skipped: number of this rank's images that could not be decoded so far, if data.on_bad is skip.
-        fingerprint: hash that changes with the images' numbers, labels and offsets, and with the choice of images.
-        content: hash that changes with the images' bytes, if the file lists their checksums.
-        indices_B: file numbers of the images in the last micro-batch, int64. A substituted image (data.on_bad=skip)
-            keeps the number of the original.
+        num_skipped: number of images of this rank that were skipped so far, because they could not be decoded.
+        fingerprint: see `vitkd_ds.data.images.Images.fingerprint`.
+        content: see `vitkd_ds.data.images.Images.content`.
+        indices_B: numbers of the images in the last micro-batch, as counted in the file, int64. If an image was
+            replaced because it could not be decoded, its own number is listed, not that of the substitute.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Loader:
     def close(self) -> None:
         """Stop all iterators and close the file; a second call does nothing.
 
-        Running iterators then end, and new ones raise ValueError.
+        Iterators that were running then end without an error. Starting a new one raises ValueError.
         """
         self._is_closed = True
         try:
@@ -116,12 +116,14 @@ class Loader:
     def epoch(self, epoch: int, *, start_step: int = 0) -> MicroBatches:
         """Iterate over one epoch.
 
-        In validation, the last micro-batch may be smaller, equally on all ranks, and padding rows have label -1. After
-        leaving the loop early, decoding stops once the iterator is dropped or closed.
+        In validation, the last micro-batch may be smaller than the others; it has the same size on all ranks. Rows that
+        only pad a rank's share have the label -1. If a loop ends early, decoding stops when the iterator is closed or
+        garbage-collected.
 
         Args:
-            epoch: key of order, crops and augmentation in training; ignored in validation.
-            start_step: number of optimizer steps to skip; the rest equals an uninterrupted epoch bit for bit.
+            epoch: number that determines order, crops and augmentation in training; ignored in validation.
+            start_step: number of optimizer steps (micro-batches in validation) to skip. The remaining ones equal those
+                of an uninterrupted epoch bit for bit.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(
@@ -135,10 +137,10 @@ class Loader:
         return self._begin(samples[done:], labels[done:])
 
     def __iter__(self) -> MicroBatches:
-        """Iterate over the rest of the current epoch, as `epoch` does; then the next epoch becomes current.
+        """Iterate over the rest of the current epoch; at its end, the next epoch becomes the current one.
 
-        In validation, every epoch is the same. In training, using this iterator after starting a newer one or loading a
-        state raises ValueError.
+        In validation, all epochs are the same. In training, an iterator raises ValueError if it is used after a newer
+        one was started or a state was loaded.
         """
         if not self._is_train:
             return self.epoch(0)
@@ -162,23 +164,24 @@ class Loader:
             )
 
     def _set_state(self, epoch: int, images: int) -> None:
-        """Record the progress of all ranks; the end of an epoch becomes the start of the next."""
+        """Record how many images of an epoch all ranks have done; its end is recorded as the start of the next."""
         whole_epochs, images = divmod(images, self._num_rows)
         self._state = {"epoch": epoch + whole_epochs, "images": images}
 
     def state_dict(self) -> dict[str, int | str]:
-        """Return the position of `iter(loader)`: the epoch, its completed images over all ranks, and the order's key.
+        """Return the position that `iter(loader)` has reached, and the settings that determine the order.
 
-        Ranks that have consumed the same number of micro-batches have equal states.
+        The position is the epoch and the number of its images that all ranks together have taken. Ranks that have taken
+        the same number of micro-batches have equal states.
         """
         return self._state | self._identity()
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Continue with the next image after a saved state, for any number of ranks and micro-batch size.
+        """Continue after a saved position; the number of ranks and the micro-batch size may have changed.
 
         Raises:
-            ValueError: the state is damaged or belongs to another order (data, seed, global batch, repeats), or the
-                remaining images of the epoch cannot be split over the ranks.
+            ValueError: the state is damaged; it was saved with other data or another order, seed, global batch size or
+                number of repeats; or the remaining images of the epoch cannot be divided evenly among the ranks.
         """
         order.check_state(state, self._identity(), num_rows=self._num_rows)
         self._take_share(np.arange(state["images"], self._num_rows))
@@ -220,18 +223,19 @@ class Loader:
         return samples
 
     def train_numbers(self, epoch: int, step: int) -> list[np.ndarray]:
-        """Return the file numbers of a training step's images, in order: one int64 array per rank.
+        """Return the numbers of a training step's images, as counted in the file: one int64 array per rank, in order.
 
-        Images that cannot be decoded are included, but not their substitutes.
+        The numbers of images that cannot be decoded are listed, not those of their substitutes.
         """
         samples = self._train_order(epoch)[step * self._global_batch_size :][: self._global_batch_size]
         shares = [order.rank_slice(samples, rank=rank, **self._sizes) for rank in range(self._sizes["world_size"])]
         return [share["index"].astype(np.int64) for share in shares]
 
     def val_numbers(self) -> np.ndarray:
-        """Return the file numbers of all ranks' validation images, in order, int64.
+        """Return the numbers of the validation images of all ranks, as counted in the file, in order: int64.
 
-        With data.max_val_images, they are evenly spread, because files are sorted by class.
+        If data.max_val_images limits their number, they are spread evenly over the file. Files are sorted by class, so
+        the first images would have only a few classes.
         """
         chosen = self._images.chosen
         return chosen[np.arange(self._num_val_images, dtype=np.int64) * len(chosen) // self._num_val_images]

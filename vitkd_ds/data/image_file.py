@@ -1,8 +1,8 @@
-"""Decode one image file's bytes into RGB pixels: supported formats and colour conversions.
+"""Decode the bytes of an image file into RGB pixels.
 
-EXIF orientation is ignored, transparency is dropped, and an animation gives its first frame. torchvision's ImageFolder,
-with which published accuracies were measured, does the same. Pillow's `draft` is not used: it scales JPEGs while
-decoding, which changes pixels.
+EXIF orientation is ignored, transparency is dropped, and only the first frame of an animation is used. torchvision's
+ImageFolder, with which published accuracies were measured, does the same. Pillow's `draft` mode is not used, because it
+scales JPEGs while it decodes them, which changes the pixels.
 """
 
 import io
@@ -16,13 +16,13 @@ from PIL import Image, UnidentifiedImageError
 from vitkd_ds.data import libtiff
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""File extensions of images, in upper or lower case; torchvision's list."""
+"""File extensions of images, as in torchvision. They are accepted in lower and upper case."""
 PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
-"""Accepted formats, whatever the file's extension. Other formats of Pillow may start external programs."""
+"""Accepted image formats; a file's extension does not matter. For some other formats, Pillow starts other programs."""
 JPEG_FORMATS, JPEG_MODES = ("JPEG", "MPO"), ("L", "RGB")
-"""Pillow's names for JPEGs (an MPO contains further pictures), and their modes with one and three components.
+"""Pillow's format names of JPEG files, and its mode names of JPEGs with one and with three colour components.
 
-Pillow opens no JPEG of more than 8 bits.
+An MPO file is a JPEG followed by further pictures. Pillow does not open JPEGs with more than 8 bits per component.
 """
 END_MARKER = b"\xff\xd9"
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -32,12 +32,14 @@ def load_rgb(content: bytes, check: Callable | None = None) -> np.ndarray:
     """Decode one image file into uint8 [height, width, 3].
 
     Args:
-        check: function that finds damage inside a plain JPEG (`vitkd_ds.data.beton.verify.check_jpeg`). None skips this
-            check, but rejects JPEGs without an end marker.
+        check: function that raises an error if an RGB or grey JPEG is damaged inside, such as
+            `vitkd_ds.data.beton.verify.check_jpeg`. With None, such damage is not detected, and JPEGs without an end
+            marker are rejected.
 
     Raises:
-        Exception: any error of Pillow if the file is damaged or not an image; ValueError for pixels with an undefined
-            range; DecompressionBombError above Pillow's limit of 179 million pixels; any error of `check`.
+        Exception: the file is damaged or not an image; Pillow and `check` raise many error types. ValueError is raised
+            if the range of the pixels is undefined, and DecompressionBombError above 179 million pixels, Pillow's
+            limit.
     """
     with opened(content) as image:
         is_checked = check is not None and is_plain_jpeg(image)
@@ -48,13 +50,13 @@ def load_rgb(content: bytes, check: Callable | None = None) -> np.ndarray:
 
 
 def ended(content: bytes) -> bytes:
-    """Append the end marker, which Pillow requires, to a JPEG that is otherwise complete."""
+    """Return a JPEG with the end marker that Pillow requires; append the marker if it is missing."""
     return content if content.endswith(END_MARKER) else content + END_MARKER
 
 
 @contextmanager
 def opened(content: bytes) -> Iterator[Image.Image]:
-    """Open an image file with Pillow, without its warnings about metadata and large images.
+    """Open the bytes of an image file with Pillow, and suppress Pillow's warnings about metadata and large images.
 
     Raises:
         ValueError: the file is empty, or not an image in `PILLOW_FORMATS`.
@@ -73,7 +75,7 @@ def opened(content: bytes) -> Iterator[Image.Image]:
 
 
 def is_plain_jpeg(image: Image.Image) -> bool:
-    """Return whether an opened image is an RGB or grey JPEG, which the compiled decoder supports."""
+    """Return whether an opened image is an RGB or grey JPEG, the only JPEGs that the compiled decoder supports."""
     return image.format in JPEG_FORMATS and image.mode in JPEG_MODES
 
 
@@ -81,7 +83,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """Return the pixels of an opened image: uint8 [height, width, 3].
 
     Raises:
-        The errors of `load_rgb`, and ValueError for a TIFF that libtiff reports as damaged though Pillow decodes it.
+        Exception: as in `load_rgb`. ValueError is also raised if libtiff reports damage in a TIFF that Pillow can
+            decode.
     """
     if image.format != "TIFF":
         return _to_rgb(image)
@@ -106,7 +109,10 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _from_16_bit(grey_HW: np.ndarray) -> np.ndarray:
-    """Keep the upper 8 of 16 bits; Pillow's own conversion clips, which turns nearly everything white."""
+    """Convert 16-bit grey to 8-bit RGB: keep the upper 8 bits.
+
+    Pillow's own conversion clips values at 255 instead, which turns nearly all pixels white.
+    """
     if grey_HW.min() < 0 or grey_HW.max() > 65535:
         raise ValueError(f"its pixels must be 16-bit, got {grey_HW.min()} to {grey_HW.max()}")
     return np.repeat((grey_HW.astype(np.uint16) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)

@@ -28,45 +28,45 @@ MOST_LISTED = 5
 
 
 class Images(Protocol):
-    """Opened file or folder of images, in one of the two backends."""
+    """Opened file or folder of images; each of the two backends implements it."""
 
     path: str
     classes: tuple[str, ...]
-    """Class names in label order; () if images have no labels, or labels are ignored."""
+    """Class names in label order; empty if the images have no labels or their labels are ignored."""
     labels: np.ndarray
-    """Label of each image, int64; all 0 without classes."""
+    """Label of each image, int64. If there are no classes, all labels are 0."""
     chosen: np.ndarray
-    """Ascending numbers of the images in use, int64 (`vitkd_ds.data.subset`)."""
+    """Numbers of the images that the split uses, ascending, int64; see `vitkd_ds.data.subset`."""
     skippable: frozenset[int]
-    """Statuses caused by the image itself, not by the disk or the caller."""
+    """Statuses for which the image itself is at fault, not the disk or the caller. Only these images may be skipped."""
     unread: frozenset[int]
-    """Statuses caused by the disk."""
+    """Statuses for which the disk is at fault. These images are read again."""
     fingerprint: int
-    """Hash that changes with the images' numbers, labels and offsets, and with the choice of images."""
+    """Hash of the list of images: their order, labels and positions, and which of them the split uses."""
     content: int
-    """Hash that changes with the images' bytes, if the file lists their checksums."""
+    """Hash of the images' bytes for a .beton, which stores their checksums, else of their names, sizes and labels."""
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield micro-batches of decoded, cropped and augmented samples, in order.
 
-        Each consists of images uint8 [micro-batch, size, size, 3] and their statuses (0 means decoded), and is valid
-        until the next is requested.
+        A micro-batch is a pair of images, uint8 [micro-batch, size, size, 3], and their statuses, of which 0 means
+        decoded. Its arrays are valid until the next micro-batch is requested.
         """
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decode a few samples at once, as `decoded` does."""
+        """Decode a few samples at once; return their images and statuses as in `decoded`."""
 
     def is_there(self, index: int) -> bool:
-        """Return whether a retry may read an image: False if the file was truncated or removed."""
+        """Return False if reading an image again cannot succeed, because the file was truncated or removed."""
 
     def reason(self, index: int, status: int) -> str:
-        """Return an image's fault as the end of a sentence that starts with "image 7"."""
+        """Return why an image was not decoded, as the end of a sentence that starts with "image 7"."""
 
     def close(self) -> None:
         """Close open files; a second call does nothing."""
 
     def pages(self) -> dict[str, Any]:
-        """Return image offsets and page size for `vitkd_ds.data.order.quasi_random_order`; FFCV backend only."""
+        """Return the first three arguments of `vitkd_ds.data.order.quasi_random_order`; FFCV backend only."""
 
 
 def open_images(
@@ -78,12 +78,13 @@ def open_images(
     classes: tuple[str, ...] | None = None,
     augmenter: Augmenter | None = None,
 ) -> Images:
-    """Open the images of a split in the backend given by `data`.
+    """Open the images of a split with the backend data.backend.
 
     Args:
         augmenter: augmentation after the crop; None disables it.
-        classes: training classes in label order. The split may have fewer, or another order: its labels are renumbered
-            by name. None keeps the split's own classes, of which there must be data.num_classes.
+        classes: names of the training classes in label order. The split may have only some of these classes, or have
+            them in another order; its labels are renumbered by name. With None, the split's own classes are used. There
+            must be data.num_classes classes in both cases.
 
     Raises:
         ValueError: the file is invalid, the number of classes is wrong, or a class is not in `classes`.
@@ -119,7 +120,7 @@ def open_images(
 
 
 def fingerprint_of(data: DataConfig, split: str) -> int:
-    """Return the fingerprint of a split's images without opening them in a backend."""
+    """Return `Images.fingerprint` of a split without opening its images in a backend."""
     path = data.train if split == "train" else data.val
     path = demo_beton(split) if path == "demo" else Path(path)
     if data.backend == "torchvision" and path.suffix != SUFFIX:
@@ -148,7 +149,8 @@ def _renumber(images: Images, classes: tuple[str, ...], key: str, *, is_known: b
 
     Args:
         classes: the training classes in label order.
-        is_known: the classes come from a student, without training images; this only changes the messages.
+        is_known: True if the classes are those of a student and there are no training images. It only changes the
+            messages.
     """
     found = images.classes
     if found == classes:
@@ -159,7 +161,7 @@ def _renumber(images: Images, classes: tuple[str, ...], key: str, *, is_known: b
     if not found:
         raise ValueError(f"{images.path!r} ({key}) has no labels, but {owner} has classes. Use labelled images.")
     if unknown:
-        remedy = "give images of its classes" if is_known else "pack both with the same --classes"
+        remedy = "use images of the student's classes" if is_known else "pack both with the same --classes"
         if not classes:
             remedy = "pack both with --labels none, ignore them with --data.labels=ignore"
         raise ValueError(
@@ -181,18 +183,19 @@ def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: 
         source: name of the teacher's file for the message.
 
     Raises:
-        ValueError: the classes differ; lists the names that only one side has, or else the first difference.
+        ValueError: the classes differ. The message lists the classes that only one of the two has. If only the order
+            differs, it gives the first difference.
     """
     if found == expected:
         return
     known, wanted = set(found), set(expected)
     missing, extra = [name for name in expected if name not in known], [name for name in found if name not in wanted]
-    differences = [f"{what} {_listed(names)}" for what, names in (("no", missing), ("also", extra)) if names]
+    differences = [f"{what} {_listed(names)}" for what, names in (("lacks", missing), ("also has", extra)) if names]
     for i, (name, other) in enumerate(zip_longest(expected, found)):
         if name != other and not differences:
-            differences = [f"class {i} {other!r} where data.train has {name!r}"]
+            differences = [f"has {other!r} as class {i}, where data.train has {name!r}"]
     raise ValueError(
-        f"{source} differs from the classes of data.train: it has {' and '.join(differences)}. Pack the images with "
+        f"{source} differs from the classes of data.train: it {' and '.join(differences)}. Pack the images with "
         "--classes in the teacher's order, or use another teacher."
     )
 
@@ -208,9 +211,9 @@ def _check_num_classes(images: Images, num_classes: int, key: str) -> None:
         check_is_not_one(key, images.path, found)
         remedy = f"set --data.num_classes={found}, or give other images"
         if not num_classes:
-            remedy = f"set --data.num_classes={found}, or train without them with --data.labels=ignore"
+            remedy = f"set --data.num_classes={found}, or train without labels (--data.labels=ignore)"
         if key == "data.val":
-            remedy = "give images of all classes, or build_loader the classes of data.train"
+            remedy = "use images of all classes, or pass build_loader the classes of data.train"
         raise ValueError(
             f"{key} must have data.num_classes={num_classes} classes, but {images.path!r} has {found}: {remedy}"
         )

@@ -1,6 +1,6 @@
-"""Collect libtiff's messages for error texts.
+"""Collect the error messages of libtiff.
 
-Otherwise it prints them to stderr, about a file "tempfile.tif".
+Otherwise, libtiff would print them to stderr, where they would refer to a file "tempfile.tif".
 """
 
 import ctypes
@@ -12,17 +12,18 @@ from functools import cache
 from PIL import _imaging
 
 MESSAGE_BYTES = 500
-"""Maximum length of a message; longer ones are truncated."""
+"""Maximum length of a message in bytes; longer messages are truncated."""
 HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
-"""libtiff's TIFFErrorHandler: the name of a file or function, a format string and its arguments (va_list)."""
+"""Type of libtiff's error handlers. They receive a file's or function's name, a format string and a va_list."""
 _thread = threading.local()
 
 
 @contextmanager
 def messages() -> Iterator[list[str]]:
-    """Collect the errors that libtiff reports in this thread, including errors that Pillow ignores.
+    """Yield a list, to which each error that libtiff reports in this thread is appended as text.
 
-    Warnings are dropped. The list stays empty if Pillow was built without libtiff, or with hidden libtiff symbols.
+    The list includes errors that Pillow ignores, but no warnings. It stays empty if Pillow was built without libtiff or
+    hides libtiff's symbols.
     """
     _listen()
     _thread.messages = found = []
@@ -34,7 +35,10 @@ def messages() -> Iterator[list[str]]:
 
 @cache
 def _listen() -> ctypes._CFuncPtr | None:
-    """Install the handlers once; return the error handler, which must stay referenced while libtiff may call it."""
+    """Install the handlers at the first call; return the error handler, or None if libtiff is not accessible.
+
+    The cache keeps a reference to the error handler, because libtiff may call it at any time.
+    """
     pillow = ctypes.CDLL(_imaging.__file__)  # includes the symbols of linked libraries
     if not hasattr(pillow, "TIFFSetErrorHandler"):
         return None

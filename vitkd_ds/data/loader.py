@@ -1,6 +1,6 @@
 """Build the loader of one split on one rank.
 
-There are two backends: `vitkd_ds.data.beton.stream` (on FFCV) and `vitkd_ds.data.torchvision`.
+There are two backends: `vitkd_ds.data.beton.stream`, which is based on FFCV, and `vitkd_ds.data.torchvision`.
 """
 
 import torch
@@ -29,19 +29,21 @@ def build_loader(
     normalize: Statistics | None = None,
     statistics: Statistics = IMAGENET,
 ) -> Loader:
-    """Open and check the images of one split on one rank; raise ValueError if an argument, file or class is invalid.
+    """Open and check the images of a split, and return their loader for one rank.
 
     Args:
-        data: paths and crop settings; the path "demo" means the data inside the package.
-        split: train (shuffled, random crops, whole global batches) or val (each image once, centre crops).
-        augment: augmentation after the crop in training; None disables it. `vitkd_ds.train.mixing` does the mixing.
-        micro_batch_size: images per forward on this rank.
-        global_batch_size: images per optimizer step over all ranks, training only; None means no accumulation.
-        classes: training classes in label order; the split's labels are renumbered to match. None keeps its own.
-        device: device for the micro-batches.
-        normalize: None keeps uint8 images; (mean, std), 3 numbers each for images in 0..1, returns fp32 images
-            (x / 255 - mean) / std.
-        statistics: the model's (mean, std), which give RandAugment's fill colour and random erasing's noise.
+        data: paths and crop settings; the path "demo" means the images that come with the package.
+        split: "train" (shuffled, random crops, only whole global batches) or "val" (each image once, central crops).
+        augment: augmentation after the crop in training; None disables it. Mixup and CutMix are in `train.mixing`.
+        micro_batch_size: images per forward pass on this rank.
+        global_batch_size: images per training step over all ranks; None means one micro-batch per rank.
+        classes: training classes in label order, to which labels are renumbered; None keeps the split's own labels.
+        device: device of the returned micro-batches.
+        normalize: (mean, std), 3 numbers each, to return fp32 images (x / 255 - mean) / std; None returns uint8.
+        statistics: the model's (mean, std), for RandAugment's fill colour and for the noise of random erasing.
+
+    Raises:
+        ValueError: an argument, a file or a class is invalid.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")

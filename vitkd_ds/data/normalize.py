@@ -1,6 +1,6 @@
 """Normalise images for custom training loops.
 
-This package's own training normalises per model instead.
+The training loop of this package does not use it. It normalises the images for each model separately.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from vitkd_ds.data.colours import Statistics
 def build_normalizer(statistics: Statistics, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function that maps images_BCHW (0 to 255) to (images / 255 - mean) / std in fp32.
 
-    Device and memory format stay the same.
+    The result has the device and the memory format of its input.
 
     Raises:
         ValueError: `statistics` is not a pair (mean, std) of 3 numbers each, or a std is not positive.

@@ -1,8 +1,9 @@
-"""Order of images over epochs and ranks, from seed, epoch, rank and batch sizes.
+"""Compute which images each rank uses in an epoch, and in which order.
 
-Each image appears at most once per epoch, a step uses the same images for any number of ranks, and a resumed epoch
-equals an uninterrupted one. This is separate from the loader so that tests can check these properties without FFCV.
-There is no state, so a checkpoint only needs seed, epoch and step.
+The order depends only on seed, epoch, rank and batch sizes, so that a checkpoint needs to store only seed, epoch and
+step. Without repeats and class balancing, each image appears at most once per epoch. An optimizer step uses the same
+images for any number of ranks, and a resumed epoch equals an uninterrupted one. This module is separate from the loader
+so that tests can check these properties without FFCV.
 """
 
 import math
@@ -12,17 +13,17 @@ import numpy as np
 from vitkd_ds.data.draws import keyed_rng
 
 SAMPLE_DTYPE = np.dtype([("index", "<i8"), ("repeat", "<i4"), ("epoch", "<i4")])
-"""One position in an epoch's order: an image's number in its file, and how often the epoch has shown it before."""
+"""Sample of an epoch: an image's number in its file, how often the epoch has shown the image before, and the epoch."""
 ORDER_STREAM = 1
-"""Last element of the random key of an epoch's order, which separates it from other uses of (seed, epoch)."""
+"""Last number of the key (seed, epoch, ORDER_STREAM); other uses of (seed, epoch) have another last number."""
 MAX_LANES = 64
-"""Maximum number of streams that a quasi-random order reads from the file in parallel; each rank reads some of them."""
+"""Maximum number of lanes of a quasi-random order. A lane is a sequence of file pages; all are read in parallel."""
 WINDOW_BYTES = 4 * 2**30
-"""Total size of all windows of a quasi-random order, which stay in the page cache."""
+"""Total size in bytes of the windows of all lanes; the page cache must hold them. See `quasi_random_order`."""
 
 
 def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
-    """Return the number of whole global batches in an epoch; raise ValueError if there is none."""
+    """Return the number of whole global batches in an epoch; raise ValueError if there are too few images for one."""
     if num_images < global_batch_size:
         raise ValueError(
             f"{num_images} training images are fewer than one global batch (global_batch_size={global_batch_size}). "
@@ -32,13 +33,17 @@ def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
 
 
 def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1) -> np.ndarray:
-    """Shuffle the training images of an epoch over all ranks: SAMPLE_DTYPE [steps * global_batch_size].
+    """Return the samples of an epoch, for all ranks together, in random order.
 
-    Each (index, repeat) appears at most once. The end of the permutation, less than one global batch, is dropped.
+    Each pair (index, repeat) appears at most once. Images that do not fill a whole global batch at the end are left
+    out.
 
-    With `repeats`, as in DeiT's repeated augmentation, the epoch has the same length, but shows fewer images, each
-    `repeats` times. All copies of an image are in one global batch, as far apart as possible. If `repeats` does not
-    divide the global batch, the last image's copies continue in the next.
+    If `repeats` is above 1 (DeiT's repeated augmentation), the epoch keeps its length but has fewer images, and each of
+    them appears `repeats` times. All copies of an image are in the same global batch, as far apart as possible. If
+    `repeats` does not divide the global batch size, the copies of one image continue in the next global batch.
+
+    Returns:
+        SAMPLE_DTYPE [steps * global_batch_size].
     """
     num_rows = steps_per_epoch(num_images, global_batch_size=global_batch_size) * global_batch_size
     order = keyed_rng(seed, epoch, ORDER_STREAM).permutation(num_images)[: -(-num_rows // repeats)]
@@ -50,10 +55,11 @@ def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: i
 def class_balanced_order(
     labels_N: np.ndarray, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1
 ) -> np.ndarray:
-    """Shuffle an epoch of the usual length in which class counts differ by at most one; see `random_order`.
+    """Return a random order in which all classes are equally frequent; length and result are as in `random_order`.
 
-    A class shows all its images before it repeats one; the copy has another `repeat`, so its crop and augmentation
-    differ. With `repeats` above 1, that many copies are adjacent.
+    Without repeats, the numbers of samples of two classes differ by at most one. All images of a class are used before
+    one of them is used again; that sample then has a higher `repeat`, so its crop and augmentation differ. If `repeats`
+    is above 1, each image that is chosen appears `repeats` times in succession.
     """
     num_rows = steps_per_epoch(len(labels_N), global_batch_size=global_batch_size) * global_batch_size
     rng = keyed_rng(seed, epoch, ORDER_STREAM)
@@ -81,20 +87,24 @@ def quasi_random_order(
     global_batch_size: int,
     repeats: int = 1,
 ) -> np.ndarray:
-    """Shuffle the pages of a file larger than memory, and the images within windows of pages.
+    """Return an order for files larger than memory: shuffle whole pages, and images only among nearby pages.
 
-    The shuffled pages are split equally into lanes. Each lane is read window by window, and images are shuffled within
-    a window; the windows of all lanes together have `WINDOW_BYTES`. Every global batch takes the same number of images
-    from each lane. The order is the same for any number of ranks.
+    The pages of the file, in random order, are divided equally into lanes. A lane is read in windows of several pages,
+    and images are shuffled only within a window. The current windows of all lanes together have `WINDOW_BYTES`. Every
+    global batch takes the same number of images from each lane. The order is the same for any number of ranks.
 
-    The images of a global batch are sorted by lane. If no lane is divided between micro-batches, each rank reads only
-    the pages of its own lanes. There are most lanes if `MAX_LANES` divides the global batch.
+    The images of a global batch are sorted by lane. A rank therefore reads only the pages of its own lanes, unless a
+    micro-batch ends inside a lane. The number of lanes is the greatest common divisor of `MAX_LANES` and the global
+    batch size.
 
     Args:
         offsets_N: byte offset of each image in the file.
+        file_bytes: size of the file.
+        page_bytes: size of a page of the file.
 
     Returns:
-        See `random_order`; but here, the repeated copies of an image are adjacent.
+        SAMPLE_DTYPE [steps * global_batch_size]. Unlike in `random_order`, the copies of a repeated image follow each
+        other within their lane.
     """
     num_images = len(offsets_N)
     num_steps = steps_per_epoch(num_images, global_batch_size=global_batch_size)
@@ -135,14 +145,14 @@ def accumulation_steps(*, world_size: int, micro_batch_size: int, global_batch_s
 
 
 def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int) -> np.ndarray:
-    """Return one rank's shard of an epoch's order, or of its remainder.
+    """Return the samples of one rank, given all samples of an epoch or those that remain of it.
 
-    The order is split into consecutive micro-batches, which are dealt to the ranks in turn. So a micro-batch and a
-    step's global batch have the same images for any number of ranks, and completed images are always a prefix of the
-    order.
+    The samples are divided into consecutive micro-batches, which the ranks get in turn. Therefore, a micro-batch or a
+    global batch has the same images for any number of ranks, and the images that are already done are always the first
+    ones of the order.
 
     Raises:
-        ValueError: the length is not a multiple of micro-batch size x ranks.
+        ValueError: the number of samples is not a multiple of micro-batch size x ranks.
     """
     check_rank(rank, world_size)
     if len(samples) % (world_size * micro_batch_size):
@@ -155,11 +165,12 @@ def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_s
 
 
 def val_share(num_images: int, *, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return one rank's shard of the validation images: each image on one rank, equal row counts.
+    """Return which validation images a rank evaluates. Each image is on one rank; all ranks have equally many rows.
 
     Returns:
-        indices, int64 [ceil(num_images / world_size)], and is_real, bool of the same length. False marks padding, which
-        repeats image 0 and must not count. A rank has at most one padding row.
+        The indices of the images, int64 [ceil(num_images / world_size)], and a bool array of the same length. It is
+        False for a row that only pads the shard. Such a row repeats image 0 and must not be counted. A rank has at most
+        one of them.
     """
     check_rank(rank, world_size)
     if num_images < 1:
@@ -176,7 +187,7 @@ def check_rank(rank: int, world_size: int) -> None:
 
 
 def check_state(state: dict[str, int | str], identity: dict[str, int | str], *, num_rows: int) -> None:
-    """Check a saved loader state; raise ValueError if it is damaged or belongs to another order.
+    """Raise ValueError if a saved loader state is damaged or belongs to another order.
 
     Args:
         identity: values that determine the loader's order.

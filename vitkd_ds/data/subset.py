@@ -16,20 +16,20 @@ from vitkd_ds.data.sources.class_list import read_classes
 logger = logging.getLogger(__name__)
 
 FRACTION_STREAM = 7
-"""Random key of the fixed image order; data.fraction uses a prefix of each class."""
+"""Random key of a fixed order of all images. data.fraction uses the first images of each class in this order."""
 UNUSED_LABEL = -1
-"""Label of images of classes not in data.classes."""
+"""Label of images whose class is not listed in data.classes."""
 
 
 def keep_classes(
     labels: np.ndarray, classes: tuple[str, ...], file: str, *, path: str, must_have_all: bool
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Renumber labels to the classes listed in `file`; return labels (int64 [N]) and classes.
+    """Renumber labels by the classes listed in `file`; return the new labels (int64 [N]) and these classes.
 
     Images of other classes get `UNUSED_LABEL`.
 
     Raises:
-        ValueError: `must_have_all` is set, and the images at `path` have no class of a listed name.
+        ValueError: `must_have_all` is True, and a listed class is not one of `classes`. The message names `path`.
     """
     kept = read_classes(file)
     known = set(classes)
@@ -44,10 +44,10 @@ def keep_classes(
 
 
 def choose(data: DataConfig, labels: np.ndarray, *, split: str) -> np.ndarray:
-    """Return the ascending numbers of the images that a split uses: int64, at least one.
+    """Return the numbers of the images that a split uses, at least one, in ascending order: int64.
 
     Raises:
-        ValueError: no image is left, or data.indices is not a list of image numbers.
+        ValueError: no image remains, or the file data.indices is not a valid list of image numbers.
     """
     chosen = np.flatnonzero(labels != UNUSED_LABEL)
     if split == "train":
@@ -66,14 +66,17 @@ def choose(data: DataConfig, labels: np.ndarray, *, split: str) -> np.ndarray:
 def use_part(
     data: DataConfig, labels: np.ndarray, classes: tuple[str, ...], *, path: str, split: str
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-    """Apply `keep_classes` and `choose` to a split; return labels, classes and the numbers of the images to use."""
+    """Apply `keep_classes` and `choose` to a split; return its labels, its classes and the numbers of images to use."""
     if data.classes:
         labels, classes = keep_classes(labels, classes, data.classes, path=path, must_have_all=split == "train")
     return labels, classes, choose(data, labels, split=split)
 
 
 def part_fingerprint(fingerprint: int, data: DataConfig, chosen: np.ndarray, num_images: int) -> int:
-    """Derive the fingerprint of the chosen images from that of all; it is unchanged if all images are used as is."""
+    """Return the fingerprint of the chosen images, given that of all images.
+
+    The two are equal if all images are chosen and data.classes is not set.
+    """
     if len(chosen) == num_images and not data.classes:
         return fingerprint
     names = "\n".join(read_classes(data.classes)) if data.classes else ""
@@ -81,7 +84,7 @@ def part_fingerprint(fingerprint: int, data: DataConfig, chosen: np.ndarray, num
 
 
 def _part_of_each_class(chosen: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Return a fraction of each class: its first images in one fixed random order of all images."""
+    """Return the numbers of a fraction of each class's images, the first ones in a fixed random order."""
     order = keyed_rng(FRACTION_STREAM).permutation(len(chosen))
     order = order[np.argsort(labels[order], kind="stable")]
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)

@@ -1,11 +1,12 @@
-"""Backend without FFCV and the compiled decoder: Pillow, torchvision and torch's DataLoader.
+"""Backend with Pillow, torchvision and DataLoader; needs neither FFCV nor the decoder.
 
 For a .beton, order, crops, flips, augmentation and pixels equal those of the FFCV backend. This backend also reads
-every source that `vitkd-ds pack` reads without options. Images are then numbered as by packing without --shuffle and
---skip_bad, and crops are drawn for the original size even if packing would scale the images.
+every source for which `vitkd-ds pack` needs no options, without packing it. The images of such a source have the
+numbers that `pack` gives them without --shuffle and --skip_bad. Their crops are drawn for the original sizes, even if
+`pack` would scale the images.
 
-Pillow ignores damage inside a JPEG, so the compiled decoder, if built, checks the JPEGs of such sources. A .beton was
-checked when it was packed, and stores a CRC32 of each image.
+Pillow ignores damage inside a JPEG. If the compiled decoder was built, it therefore checks the JPEGs of such a source.
+A .beton needs no such check: it was checked when it was packed, and stores a CRC32 of each image.
 """
 
 import logging
@@ -42,11 +43,11 @@ DECODED, NOT_DECODED, NOT_READ = range(3)
 class TorchvisionImages:
     """Images of a .beton or another source, read with Pillow; implements `vitkd_ds.data.images.Images`.
 
-    Pixels equal the FFCV backend's bit for bit if Pillow's libjpeg-turbo decodes like the system's.
+    The pixels equal those of the FFCV backend bit for bit if Pillow's libjpeg-turbo decodes as the system's one does.
 
     Args:
-        num_workers: number of decoding processes, started for each pass.
-        source: opened source to use instead of opening `path`.
+        num_workers: number of decoding processes; they are started for each pass over the images.
+        source: source that is already open. It is used instead of opening `path`.
     """
 
     skippable = frozenset({NOT_DECODED})
@@ -78,7 +79,7 @@ class TorchvisionImages:
         self.labels = np.asarray(self._source.labels, np.int64)
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode samples in order, one micro-batch at a time, in worker processes that end with the iterator."""
+        """Yield micro-batches of samples in order, decoded in worker processes that end with the iterator."""
         if len(samples) == 0:
             return
         dataset = CroppedImages(self._source, self._crops, self._augmenter, samples, self._check)
@@ -106,20 +107,20 @@ class TorchvisionImages:
         return torch.stack(images).numpy(), np.array(status)
 
     def is_there(self, index: int) -> bool:
-        """Read an image again; return whether a further retry may succeed."""
+        """Read an image again; return False if further attempts cannot succeed, for example if its file is gone."""
         try:
             self._source.read(index)
         except OSError as error:
             return error.errno not in (*NOT_THERE, None)  # None: the error of `open_beton` for a truncated file
         except ValueError:
-            return False  # it was read
+            return False  # reading works, but the content is invalid
         return True
 
     def close(self) -> None:
-        """Do nothing: files are open for one pass, or as long as the process."""
+        """Do nothing: workers close their files after each pass, and this process keeps its own open."""
 
     def reason(self, index: int, status: int) -> str:
-        """Describe an image's fault by reading it again."""
+        """Read and decode an image again; return the error, as the end of a sentence that starts with "image 7"."""
         try:
             load_rgb(self._source.read(index), self._check)
         except Exception as error:  # Pillow's plugins raise many error types
@@ -130,9 +131,10 @@ class TorchvisionImages:
 
 @contextmanager
 def _deaths_show_when_waiting() -> Iterator[None]:
-    """Remove torch's SIGCHLD handler, which raises anywhere in the main thread when a decoding process is killed.
+    """Remove the SIGCHLD handler that torch installs within the `with` block.
 
-    Without it, a death is noticed within 5 s while waiting for the next micro-batch, and the error can name the images.
+    If a decoding process is killed, this handler raises an error at any place in the main thread. Without it, the death
+    is noticed within 5 s while waiting for the next micro-batch, and the error can name the images.
     """
     before = signal.getsignal(signal.SIGCHLD)
     yield
@@ -141,24 +143,24 @@ def _deaths_show_when_waiting() -> Iterator[None]:
 
 
 def damage_check(path: str) -> Callable | None:
-    """Return `vitkd_ds.data.beton.verify.check_jpeg`, or None with a warning if the compiled decoder is missing."""
+    """Return `vitkd_ds.data.beton.verify.check_jpeg`; warn and return None if the compiled decoder is missing."""
     try:
         from vitkd_ds.data.beton.verify import check_jpeg
     except ImportError:
-        why = "the decoder that finds it was not built"
+        why = "the compiled decoder, which detects it, was not built"
         logger.warning("cannot detect damage inside the JPEGs of %r, except a missing end marker: %s", path, why)
         return None
     return check_jpeg
 
 
 def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
-    """Open a .beton as a source of JPEGs, and of PPMs for images stored as pixels.
+    """Open a .beton as a source whose images are JPEG files, or PPM files if they are stored as pixels.
 
     Returns:
-        The source, and a pair of its `beton_fingerprint` and a checksum of its images.
+        The source, and a pair of hashes: its `beton_fingerprint`, and a CRC32 of the checksums of its images.
 
     Raises:
-        The errors of `read_beton`.
+        ValueError, Unreadable: as in `read_beton`.
     """
     info, stored, labels = read_beton(path)
     descriptors: dict[int, int] = {}  # by process, since workers must not share one
@@ -184,7 +186,7 @@ def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
 
 @dataclass(eq=False)
 class CroppedImages(Dataset):
-    """Data set of an order's samples: augmented uint8 images [size, size, 3] and a status for each."""
+    """Data set of samples. An item is an augmented image, uint8 [size, size, 3], and its status."""
 
     source: Source
     crops: TrainCrops | CentreCrops
@@ -215,7 +217,7 @@ class CroppedImages(Dataset):
 
 
 def cut(image: Image.Image, row: np.void, size: int) -> np.ndarray:
-    """Crop, resize and flip an image with Pillow as a `CROP_DTYPE` row says: uint8 [size, size, 3]."""
+    """Crop, resize and flip an image with Pillow, as described by a `CROP_DTYPE` row: uint8 [size, size, 3]."""
     box = (int(row[name]) for name in ("top", "left", "height", "width"))
     resized = [int(row["resized_height"]), int(row["resized_width"])]
     image = F.resized_crop(image, *box, resized, INTERPOLATION[int(row["filter"])])

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 MAX_FREE = 2
-"""Maximum number of unused arrays kept for reuse; a loop that drops each micro-batch before the next needs one."""
+"""Maximum number of unused arrays to keep for reuse. A loop that drops each micro-batch in time needs only one."""
 
 
 def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """Copy a small array to the device without waiting for queued work; return tensors unchanged.
 
-    The array goes through pinned memory, since a copy from pageable memory would wait for all queued GPU work.
+    For a GPU, the array is first copied to pinned memory. A copy from pageable memory would wait for all queued GPU
+    work.
     """
     if isinstance(array, Tensor):
         return array
@@ -25,10 +26,10 @@ def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
 class CopyStream:
     """Copies from pinned memory to a GPU on a separate stream, which overlaps them with computation.
 
-    Mixing and normalising stay on the main stream. The host runs ahead of the device, so their few kernels are queued
-    in time, and kernels on a second stream would compete with a shard's gathers for memory bandwidth. There is little
-    to hide: by calculation, 256 images of 224 px need 0.3 GB of reads and writes, 0.1 ms on an H100, while a step of
-    the smallest pair takes some 30 ms.
+    Mixing and normalising stay on the main stream. The host runs ahead of the GPU, so their few kernels are queued in
+    time. On a second stream, these kernels would compete for memory bandwidth with the gathering of a sharded teacher.
+    It would also save little time: for 256 images of 224 px, they read and write 0.3 GB, which by calculation takes 0.1
+    ms on an H100, while a training step of the smallest pair takes about 30 ms.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,7 +37,7 @@ class CopyStream:
         self._stream = torch.cuda.Stream(device)
 
     def copy(self, values: np.ndarray) -> tuple[Tensor, torch.cuda.Event]:
-        """Queue a copy, and make later work on the current stream wait for it.
+        """Queue a copy to the GPU, and make later work on the current stream wait for it.
 
         Returns:
             The tensor, and an event after which the array may be overwritten.
@@ -51,18 +52,19 @@ class CopyStream:
 
 
 class RecycledMemory:
-    """Copies of arrays to CPU tensors that reuse the memory of earlier, dropped tensors.
+    """Copies of arrays to CPU tensors, which reuse the memory of tensors that no longer exist.
 
-    The allocator returns blocks of this size to the kernel and gets them back zeroed, page by page, which costs up to a
-    tenth of the decoding time. A tensor, and all that share its memory, keep a view of the array alive; once the view
-    is collected, the array is free. Only the most recently used free arrays are kept.
+    Without this class, the allocator would return the memory of each micro-batch to the kernel. The kernel would fill
+    new memory with zeros, page by page, which takes up to a tenth of the decoding time. Here, a tensor and all tensors
+    that share its memory keep a view of the array alive. When this view is garbage-collected, the array can be used
+    again. Only the `MAX_FREE` arrays that were used most recently are kept.
     """
 
     def __init__(self):
         self._free: deque[np.ndarray] = deque(maxlen=MAX_FREE)
 
     def copy(self, values: np.ndarray) -> Tensor:
-        """Copy the values to a new tensor."""
+        """Copy the values to a tensor."""
         array = self._take(values)
         np.copyto(array, values)
         view = array[...]

@@ -17,17 +17,18 @@ def clip_gradients(groups: Iterable[Sequence[Tensor]], max_norm: float, *, veto:
     Args:
         groups: this rank's partition of the gradient in each parameter group, fp32; partitions do not overlap.
         max_norm: largest norm; 0 disables clipping.
-        veto: fp32 scalar; positive if this rank rejects the update for another reason.
-        count: fp32 scalar. It is summed over the ranks, like `veto`, in the collective that sums the squares.
+        veto: fp32 scalar; positive if this rank rejects the update for a reason other than a non-finite norm.
+        count: fp32 scalar. Like `veto`, it is summed over the ranks in the collective that sums the squares.
 
     Returns:
-        fp32 [3 + groups], equal on all ranks: norm before clipping, sums of `veto` and `count`, and each group's norm
-        before clipping, even if it is not finite. If the total norm is not finite or any rank vetoes, the first element
-        and the whole gradient become nan.
+        fp32 [3 + groups], equal on all ranks: norm before clipping, sum of `veto`, sum of `count`, and the norm of
+        each group before clipping, even if it is not finite. If the total norm is not finite or any rank vetoes, the
+        first element and the whole gradient become nan.
 
     **Source**: DeepSpeed 0.19.8, `get_grad_norm_direct`, `combine_grad_norm_groups` and `unscale_and_clip_grads`.
-    **Differs**: uses a few kernels and one collective, where DeepSpeed copies each parameter's gradient to fp64 and
-    also scans it for inf and nan. The arithmetic is the same, operation by operation, so CPU results are bit-identical.
+    **Differs**: this function uses a few kernels and one collective. DeepSpeed copies the gradient of each parameter to
+    fp64, and also scans it for inf and nan. The arithmetic is the same, operation by operation, so CPU results are
+    bit-identical.
     """
     groups = [list(group) for group in groups]
     # Reduce in fp64: an fp32 sum of 1e8 squares loses digits.

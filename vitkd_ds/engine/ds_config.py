@@ -1,7 +1,7 @@
-"""DeepSpeed's JSON files: find, read, complete with the recipe's values, and validate.
+"""Find and read DeepSpeed's JSON files, insert the recipe's values, and validate the result.
 
-Each setting has one owner. The recipe owns batch sizes, clipping, optimizer and schedule. The file owns the engine's
-mechanics and has "auto" for settings of the recipe. If the two disagree on a number, the error shows both values.
+Each setting has one owner. The recipe owns batch sizes, clipping, optimizer and schedule. The file owns all other
+engine settings, and may have "auto" for numbers of the recipe. If file and recipe disagree, the error shows both.
 """
 
 import json
@@ -25,14 +25,15 @@ FORBIDDEN = {
     "data_efficiency": "vitkd_ds.data",
     "curriculum_learning": "vitkd_ds.data",
 }
-"""Sections that a file must not have, each with its replacement."""
+"""Sections that a file must not have, each with what to use instead."""
 
 AUTO: dict[str, Callable[[bool, bool], Any]] = {
     # A module compiled as a whole yields all gradients at the end of backward, so communication cannot overlap.
     "overlap_comm": lambda is_alone, is_compiled: not is_alone and not is_compiled,
     "stage3_param_persistence_threshold": lambda is_alone, is_compiled: 2**62 if is_alone else 0,
 }
-"""Rules for "auto" in zero_optimization, given whether there is only one rank and the module is compiled."""
+"""For keys of zero_optimization that may be "auto": the value, computed from `is_alone` (the run has one rank) and
+`is_compiled`."""
 
 TEACHER_FILES = {
     "shard": "teacher_zero3.json",
@@ -42,19 +43,21 @@ TEACHER_FILES = {
 
 
 AHEAD_BYTES = 400 * 2**20
-"""Bytes of blocks that a shard may gather beyond the first two: 16 blocks of DeiT III-Large, one of a 7B model."""
+"""Maximum total bytes of the blocks that a sharded teacher may gather in advance: 16 blocks of DeiT III-Large, or one
+block of a 7B model."""
 
 
 def most_blocks(placement: str, block_bytes: int) -> int:
     """Return how many gathered blocks of a partitioned teacher a GPU may hold at a time.
 
-    These are the block being computed and the next one. A shard may gather further blocks of up to AHEAD_BYTES.
+    These are the block being computed and the next one. With placement "shard", further blocks of up to AHEAD_BYTES in
+    total are added.
     """
     return 2 + (AHEAD_BYTES // block_bytes if placement == "shard" else 0)
 
 
 def find_ds_config(path: str) -> Path:
-    """Return the path of an existing file. For a path like ds_configs/zero2.json, fall back to the packaged copy.
+    """Return `path` if it is a file. Otherwise, for a path such as ds_configs/zero2.json, return the packaged copy.
 
     Raises:
         ValueError: neither file exists.
@@ -73,7 +76,7 @@ def load_ds_config(path: str, owned: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         path: see `find_ds_config`.
-        owned: the recipe's number for each key of RECIPE_OWNED that applies to this engine.
+        owned: for each key of RECIPE_OWNED that applies to this engine, the recipe's number.
 
     Raises:
         ValueError: the file is missing or not a JSON object, has a forbidden section, or contradicts the recipe.
@@ -120,11 +123,12 @@ def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
 
 
 def check_student(config: dict[str, Any], *, source: str) -> None:
-    """Check that DeepSpeed leaves gradient norm, finite check and clipping to `vitkd_ds.engine.clip`.
+    """Check the student's configuration. DeepSpeed must leave clipping and the finite check to `vitkd_ds.engine.clip`.
 
     Raises:
-        ValueError: it does not, the ZeRO stage is not 2, autocast uses fp16, or weights would not be contiguous and in
-            order. The message names `source`, the file.
+        ValueError: DeepSpeed would compute the gradient norm or check for non-finite gradients, the ZeRO stage is not
+            2, gradients are not accumulated in fp32, autocast uses fp16, or weights would not be contiguous and in
+            order. The message names the file, `source`.
     """
     for section, key, value, only_bf16 in (
         ("zero_optimization", "stage", 2, False),
@@ -159,7 +163,7 @@ def resolve_auto(config: dict[str, Any], *, world_size: int, is_compiled: bool =
     ds_configs/README.md explains the rules.
 
     Raises:
-        ValueError: a key has no rule.
+        ValueError: AUTO has no rule for a key.
     """
     zero = config.get("zero_optimization", {})
     for key in [key for key, value in zero.items() if value == "auto"]:

@@ -24,17 +24,21 @@ class Group:
     params: list[nn.Parameter]
     weight_decay: float = 0.0
     num_states: int = 0
-    """fp32 values of optimizer state per element, without the moving average."""
+    """Number of fp32 values that the optimizer stores per element, not counting the moving average."""
     cost: Callable[[nn.Parameter], float] | None = None
-    """Work of a weight's update, in any unit. If given, each weight stays whole within one rank's partition, the ranks
-    get about equal costs, and the optimizer gets the weights' shapes. If None, a partition may start in the middle of a
-    weight."""
+    """Function that returns the work of a weight's update, in any unit. If given, each weight stays whole within one
+    rank's partition, the ranks get about equal costs, and the optimizer gets the weights' shapes. If None, a partition
+    may start in the middle of a weight."""
     row_blocks: Mapping[nn.Parameter, int] = field(default_factory=dict)
-    """Number of matrices, of equal height, that the optimizer gets for a weight; 1 if not listed."""
+    """For weights that the optimizer treats as several matrices of equal height, the number of matrices. Any other
+    weight is one matrix."""
 
 
 class Place(NamedTuple):
-    """Location of a weight in its group's row, the concatenation that ZeRO splits into equal partitions."""
+    """Location of a weight in the row of its group.
+
+    The row consists of all weights of the group, one after another. ZeRO splits it into equal partitions.
+    """
 
     start: int
     """Index of the weight's first element in the row."""
@@ -44,24 +48,24 @@ class Place(NamedTuple):
 class FlatModule(nn.Module):
     """Wrapper that replaces a module's parameters with a few flat parameters for the engine.
 
-    The module gives up the parameters in `groups`. It keeps buffers, frozen parameters, and train or eval mode. During
-    forward, each weight is a view into its flat parameter. A flat gradient is complete once backward has reached all
-    its weights.
+    The parameters in `groups` are removed from the module. Buffers, frozen parameters, and train or eval mode stay
+    unchanged. During forward, each weight is a view into its flat parameter. A flat gradient is complete once backward
+    has reached all its weights.
 
     Args:
         module: module on the CPU, in fp32.
         groups: the module's parameters to flatten.
         max_numel: maximum length of a flat parameter; only a single larger weight may exceed it. Pass ZeRO's bucket
-            size: ZeRO reduces a longer parameter outside the bucket, after its whole gradient is complete. It does not
-            apply to a group with a `cost`, which has one flat parameter per rank, all of equal length.
+            size: ZeRO reduces a longer parameter outside the bucket, after its whole gradient is complete. The
+            maximum does not apply to a group with a `cost`, which has one flat parameter per rank, all of equal length.
 
     Attributes:
-        shapes: for each flat parameter, the names and shapes of its weights in storage order. In the state dict, the
-            flat parameters are flat0, flat1, ...; the order follows `groups`.
+        shapes: for each flat parameter, the names and shapes of its weights in storage order. The flat parameters are
+            in the order of `groups`, and their names in the state dict are flat0, flat1, ...
         places: for each group, the names and `Place`s of its weights in storage order.
         parameter_groups: torch's parameter groups, with flat parameters. A group with a `cost` also has the key
-            "shapes": the shapes of the matrices in this rank's partition. They are stored there one after another,
-            without gaps, from the first element.
+            "shapes": the shapes of the matrices in this rank's partition. These matrices are stored one after another,
+            without gaps, from the first element of the partition.
     """
 
     def __init__(self, module: nn.Module, groups: Sequence[Group], *, max_numel: int) -> None:
@@ -107,7 +111,7 @@ class FlatModule(nn.Module):
         return [self.get_parameter(f"flat{i}") for i in range(len(self.shapes))]
 
     def views(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Split the flat parameters, or tensors of the same lengths, into views of weights by name."""
+        """Return views of all weights by name, into the flat parameters or other tensors of the same lengths."""
         views: dict[str, Tensor] = {}
         for flat, shapes in zip(flats, self.shapes):
             sizes = [shape.numel() for shape in shapes.values()]
@@ -117,7 +121,7 @@ class FlatModule(nn.Module):
         return views
 
     def call(self, flats: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Run the module's forward with weights from tensors of the flat parameters' lengths; keep no views."""
+        """Run the module's forward with weights that are views of `flats`, and then remove the views."""
         self._put(self.views(flats))
         result = self.module(*args, **kwargs)
         self.release()
@@ -126,8 +130,8 @@ class FlatModule(nn.Module):
     def forward(self, *args: Any) -> Any:
         """Run the module's forward with the flat parameters.
 
-        The views stay in the module until `release`, because activation checkpointing reruns blocks in backward. A
-        compiled graph includes the rerun, so it keeps no views.
+        The views stay in the module until `release`, because activation checkpointing reruns blocks in backward. When
+        forward is compiled, the graph includes the rerun, so the views are removed immediately.
         """
         if torch.compiler.is_compiling():
             return self.call(self.flats, *args)
@@ -147,8 +151,8 @@ class FlatModule(nn.Module):
 class FlatBlock(FlatModule):
     """Frozen block with one flat parameter, so that ZeRO-3 gathers and releases one tensor per block.
 
-    `compile` is `Run.compile`; it compiles the block's forward without DeepSpeed's hooks around it. No views of
-    gathered weights are kept, because they would keep the gathered memory alive.
+    `compile` is `Run.compile`. Only the block's forward is compiled, without the hooks of DeepSpeed around it. No views
+    of gathered weights are kept, because they would prevent the gathered memory from being freed.
     """
 
     def __init__(self, block: nn.Module, *, compile: str) -> None:
@@ -173,7 +177,7 @@ def _numel(params: Sequence[nn.Parameter]) -> int:
 
 
 def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Parameter]]:
-    """Split a group into runs of at most `max_numel` elements; a longer parameter gets its own run."""
+    """Split a list of parameters into lists of at most `max_numel` elements. A longer parameter gets its own list."""
     run: list[nn.Parameter] = []
     for p in params:
         if run and _numel(run) + p.numel() > max_numel:
@@ -185,7 +189,7 @@ def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Par
 
 
 def _deal(group: Group, num_ranks: int) -> list[list[nn.Parameter]]:
-    """Assign weights to ranks, costliest first, each to the rank with the least work so far."""
+    """Return the weights of each rank. The costliest are assigned first, each to the rank with least work so far."""
     cost = group.cost or nn.Parameter.numel
     runs: list[list[nn.Parameter]] = [[] for _ in range(num_ranks)]
     for p in sorted(group.params, key=cost, reverse=True):
@@ -194,7 +198,7 @@ def _deal(group: Group, num_ranks: int) -> list[list[nn.Parameter]]:
 
 
 def _shapes(group: Group, run: Sequence[nn.Parameter]) -> list[torch.Size]:
-    """Return the shapes of a run's matrices, in order."""
+    """Return the shapes of the matrices that the optimizer gets for the parameters in `run`, in order."""
     shapes = []
     for p in run:
         number = group.row_blocks.get(p, 1)

@@ -1,7 +1,7 @@
 """Start and end the process group of a run, and assign each rank its device.
 
-Launchers set different variables for a rank's identity; this module translates them into DeepSpeed's. Only this module
-and `vitkd_ds.engine.ranks`, which has the collectives, import torch.distributed.
+Launchers tell a process its rank by different variables. This module translates them into those that DeepSpeed reads.
+Only this module and `vitkd_ds.engine.ranks` import torch.distributed.
 """
 
 import logging
@@ -33,17 +33,18 @@ DRIVER = Path("/proc/driver/nvidia/version")
 """Version file of NVIDIA's kernel driver; it exists only if the driver is loaded."""
 LOOPBACK = ("127.0.0.1", "localhost")
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
-"""Variables that srun sets per task. SLURM_NTASKS may belong to the job or another job (`srun --preserve-env`)."""
+"""DeepSpeed's variable -> the variable that srun sets for each task. SLURM_NTASKS is not used, because it may be the
+value of the whole job, or of another job (`srun --preserve-env`)."""
 
 
 def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT if the launcher has not.
 
-    `deepspeed` and `torchrun` set them. Under `srun`, they are derived from SLURM_*. A plain `python train.py` becomes
-    a single rank with a free port, so that DeepSpeed does not look for mpi4py.
+    `deepspeed` and `torchrun` set them. Under `srun`, they are derived from SLURM_*. Without a launcher (`python
+    train.py`), there is a single rank with a free port, so that DeepSpeed does not look for mpi4py.
 
     Raises:
-        ValueError: only some are set, and the others cannot be derived.
+        ValueError: some of the variables are set, and the others cannot be derived.
     """
     # srun sets SLURM_STEP_ID only for its tasks; SLURM_PROCID is also set in the batch script itself.
     if "RANK" not in environ and "SLURM_STEP_ID" in environ and int(environ["SLURM_STEP_NUM_TASKS"]) > 1:
@@ -66,9 +67,9 @@ def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def choose_device(num_devices: int, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set LOCAL_RANK to the index of this rank's device, because DeepSpeed uses it as that.
+    """Set LOCAL_RANK to the index of this rank's device, because DeepSpeed uses LOCAL_RANK as the index.
 
-    The two differ only if each Slurm task sees just its own device (`--gpus-per-task=1`), which then has index 0.
+    LOCAL_RANK changes only if each Slurm task sees just its own device (`--gpus-per-task=1`). The index is then 0.
 
     Raises:
         ValueError: the node has fewer devices than ranks.
@@ -84,7 +85,7 @@ def choose_device(num_devices: int, environ: MutableMapping[str, str] = os.envir
 
 
 def _first_slurm_node(nodelist: str) -> str:
-    """Return Slurm's own address of the step's first node, because a node's name may not resolve."""
+    """Return the address of the first node in `nodelist` from Slurm, because the name of a node may not resolve."""
 
     def show(*words: str) -> str:
         return subprocess.run(["scontrol", "show", *words], capture_output=True, text=True, check=True).stdout
@@ -101,7 +102,7 @@ def _first_slurm_node(nodelist: str) -> str:
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
-    """Return the number of ranks on this node from torchrun's, DeepSpeed's or Slurm's variable; else WORLD_SIZE."""
+    """Return the number of ranks on this node, which torchrun, DeepSpeed or Slurm has set; otherwise WORLD_SIZE."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         if environ.get(name, "").isdigit():
             return int(environ[name])
@@ -129,7 +130,7 @@ def check_gpu_is_used(environ: Mapping[str, str] = os.environ, driver: Path = DR
 
 
 def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
-    """Return the number of CPUs for this rank: Slurm's CPUs per task, else the usable CPUs / ranks on this node."""
+    """Return the number of CPUs for this rank: those of its Slurm task, or else its share of the node's usable CPUs."""
     allowed = len(os.sched_getaffinity(0))
     if "SLURM_STEP_ID" in environ and environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
         return max(1, min(allowed, int(environ["SLURM_CPUS_PER_TASK"])))
@@ -137,13 +138,13 @@ def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def check_code_folders(environ: Mapping[str, str] = os.environ) -> None:
-    """Create the folders of compiled code as private folders, and check who can write to existing ones.
+    """Create the folders for compiled code, accessible only to this user, or check that existing ones are safe.
 
-    These are TORCH_EXTENSIONS_DIR (DeepSpeed's extensions), if set, and inductor's cache, which by default has a
-    predictable name in the temporary folder.
+    The folders are TORCH_EXTENSIONS_DIR (DeepSpeed's extensions), if it is set, and inductor's cache, which by default
+    has a predictable name in the temporary folder.
 
     Raises:
-        ValueError: a folder belongs to another user, others can write to it or replace it, or it is a link.
+        ValueError: a folder is a link, belongs to another user, or can be written to or replaced by other users.
     """
     folders = [environ.get("TORCH_EXTENSIONS_DIR"), environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()]
     for folder in filter(None, folders):
@@ -213,7 +214,8 @@ def _meet_on_loopback(timeout: timedelta) -> None:
 def make_deterministic() -> None:
     """Make torch deterministic; operations without a deterministic algorithm raise RuntimeError.
 
-    `warn_only` is not enough: torch would keep an attention backward that sums in arbitrary order.
+    `warn_only=True` would not be enough, because torch would still use an attention backward that sums in arbitrary
+    order.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -230,7 +232,7 @@ def device_name() -> str:
 
 
 def peak_memory_gib() -> float:
-    """Return peak device memory since the start, in GiB; on a CPU, this process's peak resident memory."""
+    """Return the peak device memory since the start, in GiB; on a CPU, the peak resident memory of this process."""
     if get_accelerator().device_name() == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return get_accelerator().max_memory_allocated() / 2**30

@@ -1,6 +1,6 @@
-"""Collectives, and error handling across ranks.
+"""Communication between ranks, and error handling across them.
 
-Functions marked "Collective" communicate: all ranks must call them equally often and in the same order. Without a
+A function marked "Collective" communicates, so all ranks must call it equally often and in the same order. Without a
 process group (in the commands eval and export), there is one rank, and nothing is sent.
 """
 
@@ -69,7 +69,7 @@ def gather(values: Tensor) -> Tensor:
 
 
 def all_true(flag: bool | Tensor, device: torch.device) -> bool:
-    """Return whether `flag` is true on every rank. Collective; waits for the device."""
+    """Return whether `flag` is true on every rank. Collective. The host waits for the device."""
     agreed = torch.tensor(float(flag), device=device)
     if is_running():
         torch_dist.all_reduce(agreed, op=torch_dist.ReduceOp.MIN)
@@ -103,11 +103,11 @@ def on_main(function: Callable[[], T]) -> T:
 def together(function: Callable[[], T]) -> T:
     """Call `function` on every rank and return its result; if it raises on one rank, raise on all. Collective.
 
-    A failed rank raises its own exception. The other ranks raise one that quotes the failed ranks.
+    A failed rank raises its own exception. The other ranks raise an exception that quotes those of the failed ranks.
 
     Raises:
-        RefusedElsewhere: not failed on this rank; every failed rank raised a ValueError.
-        FailedElsewhere: not failed on this rank; another rank raised a different exception.
+        RefusedElsewhere: this rank succeeded, and every failed rank raised a ValueError.
+        FailedElsewhere: this rank succeeded, and at least one failed rank raised another kind of exception.
     """
     result, error = _outcome(function)
     if failed := _failures(error):

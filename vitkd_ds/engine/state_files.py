@@ -1,12 +1,13 @@
-"""DeepSpeed's state files: collect them for writing, read them safely, repartition them.
+"""Collect DeepSpeed's state files for writing, read them safely, and repartition them.
 
 DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so a full disk on one rank would hang the
-others. Therefore `Collector` replaces its checkpoint engine and only collects the state; `vitkd_ds.checkpoint.save`
-writes it. The format is the one without flat parameters, which DeepSpeed and earlier versions of this package can read.
+others. Therefore `Collector` replaces DeepSpeed's checkpoint engine. It only collects the state, and
+`vitkd_ds.checkpoint.save` writes it. The files have the format of an engine without flat parameters, so DeepSpeed and
+earlier versions of this package can read them.
 
-For each optimizer group, a rank's file has its partition of the group's row (`vitkd_ds.engine.flat.Place`): fp32
-weights, optimizer states and moving average. It also maps each weight fragment to its position in the partition, so any
-number of ranks can read the files, whatever their own layout.
+For each optimizer group, the file of a rank contains its partition of the group's row (`vitkd_ds.engine.flat.Place`):
+fp32 weights, optimizer states and moving average. The file also has the position of each weight's fragment in the
+partition. Therefore any number of ranks can read the files, even if they partition the weights differently.
 """
 
 import os
@@ -39,15 +40,15 @@ from vitkd_ds.engine.flat import FlatModule, Place
 MODEL_FILES = "*_model_states.pt"
 OPTIMIZER_FILES = "*_optim_states.pt"
 ALLOWED: list[Any] = [LossScaler, ZeroStageEnum, fragment_address]
-"""Classes in DeepSpeed's ZeRO stage 1 and 2 files; instantiating them has no side effects."""
+"""Classes of objects in DeepSpeed's ZeRO stage 1 and 2 files. Creating such objects has no side effects."""
 
 
 def load_file(path: str | Path) -> Any:
-    """Memory-map one of DeepSpeed's files, allowing only tensors, plain data and `ALLOWED`.
+    """Return the memory-mapped content of one of DeepSpeed's files: tensors, plain data and objects of `ALLOWED`.
 
     Raises:
         ValueError: the file contains other objects, or is not in torch.save's zip format.
-        Unreadable: the first read fails. If the disk fails after that, the system kills the process (SIGBUS).
+        Unreadable: the first bytes cannot be read. If the disk fails later, the system kills the process (SIGBUS).
     """
     if _first_bytes(Path(path)) != b"PK\x03\x04":  # torch's legacy format cannot be memory-mapped
         raise ValueError(f"{path} is not in torch.save's zip format. Restore the original file.")
@@ -70,21 +71,21 @@ def _first_bytes(path: Path) -> bytes:
 
 
 class Collector(CheckpointEngine):
-    """Checkpoint engine that collects DeepSpeed's state in `saved`, by file name, and loads with `load_file`."""
+    """Checkpoint engine that collects the contents of files in `saved`, by name. It loads files with `load_file`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.saved: dict[str, Any] = {}
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """Drop the files of the last checkpoint."""
+        """Start a new checkpoint: forget the contents that were collected for the previous one."""
         self.saved = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Do nothing, because `save` writes no files."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Keep a reference to the live state. It must be written before the next update."""
+        """Collect a reference to the engine's state. The state must be written to disk before the next update."""
         self.saved[os.path.basename(path)] = state_dict
 
     def load(self, path: str, map_location: Any = None) -> Any:
@@ -118,7 +119,7 @@ def with_names(files: dict[str, Any], flat: FlatModule) -> dict[str, Any]:
 
 
 def _fragments(places: dict[str, Place], size: int) -> dict[str, fragment_address]:
-    """Return the fragments of a group's weights that are in this rank's partition of `size` elements, by name."""
+    """Return, by name, the fragments of a group's weights that are in this rank's partition of `size` elements."""
     fragments = {}
     for name, place in places.items():
         start = place.start - ranks.rank() * size
@@ -134,8 +135,9 @@ class Partition:
     """One rank's partition of a checkpoint."""
 
     groups: list[dict[str, Tensor]]
-    """For each optimizer group, the weights as `fp32` and each optimizer state by name: this rank's partitions, padded
-    with zeros, and scalars such as Adam's `step`, in fp32. Before the first update there are no states."""
+    """For each optimizer group, a dict of fp32 tensors: the weights under the key `fp32`, and each optimizer state
+    under its name. A tensor is this rank's partition, padded with zeros, or a scalar such as Adam's `step`. A
+    checkpoint from before the first update has no optimizer states."""
     others: dict[str, Tensor]
     """Buffers and frozen weights of the module, by name."""
 
@@ -147,11 +149,11 @@ def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: 
 
     Args:
         checkpoint: folder of the checkpoint.
-        groups: for each optimizer group, name to place of its weights.
-        sizes: for each optimizer group, elements of a rank's partition.
+        groups: for each optimizer group, the places of its weights by name.
+        sizes: for each optimizer group, the number of elements in the partition of a rank.
 
     Raises:
-        ValueError: the checkpoint is for other weights, or `load_file` rejects a file.
+        ValueError: the checkpoint is damaged or for other weights, or `load_file` rejects a file.
     """
     by_rank = {int(re.findall(r"_pp_rank_(\d+)", path.name)[0]): path for path in checkpoint.glob(OPTIMIZER_FILES)}
     saved = [load_file(by_rank[rank])[OPTIMIZER_STATE_DICT] for rank in sorted(by_rank)]
@@ -182,7 +184,7 @@ def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: 
 def _cut(
     rows: Sequence[Tensor], mappings: Sequence[dict[str, fragment_address]], places: dict[str, Place], size: int
 ) -> Tensor:
-    """Assemble this rank's partition of a group from `rows`, the partitions of the ranks that saved it."""
+    """Return this rank's partition of a group, assembled from `rows`, the partitions in the files of all ranks."""
     if torch.as_tensor(rows[0]).ndim == 0:
         return torch.as_tensor(rows[0], dtype=torch.float32).clone()  # the clone releases the mapped file
     partition = torch.zeros(size)

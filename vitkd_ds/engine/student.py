@@ -1,6 +1,6 @@
 """Student engine: DeepSpeed ZeRO-2 around the `Distiller`, with our own update and state files.
 
-An optimizer step is `engine(...)` and `engine.backward(total)` for each micro-batch, then `engine.step()`.
+An update consists of `engine(...)` and `engine.backward(total)` for each micro-batch, and then one `engine.step()`.
 """
 
 import math
@@ -46,7 +46,10 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
 
 
 class Outcome:
-    """All-reduced result of one update, copied to the host asynchronously; reading a value waits for the copy."""
+    """Result of one update, reduced over the ranks and copied to the host asynchronously.
+
+    Reading a value waits until the copy is complete.
+    """
 
     def __init__(self, agreed: Tensor) -> None:
         self._event = None
@@ -72,17 +75,17 @@ class Outcome:
 
     @property
     def is_applied(self) -> bool:
-        """Whether the weights were updated. If not, no later update changes them either."""
+        """Whether this update changed the weights. If it did not, no later update changes them either."""
         return not math.isnan(self.grad_norm)
 
 
 class StudentEngine:
     """ZeRO engine that trains a `Distiller`. Every rank builds it and calls the same methods in the same order.
 
-    The fp32 master weights start from the module's fp32 weights; DeepSpeed would start from their bf16 rounding.
+    The fp32 master weights start from the module's fp32 weights. DeepSpeed would round them to bf16 first.
 
     Args:
-        module: distiller on the CPU in fp32, equal on all ranks; it trains as a `FlatModule`.
+        module: distiller on the CPU in fp32, equal on all ranks. It is trained as a `FlatModule`.
         run: settings of the run.
         ds_config: configuration from `student_ds_config`.
 
@@ -124,7 +127,7 @@ class StudentEngine:
         return self.engine(*args)
 
     def backward(self, total: Tensor) -> None:
-        """Run backward for a micro-batch; an update's gradient is the mean over its micro-batches. Collective."""
+        """Run backward for a micro-batch. The gradient of an update is the mean over its micro-batches. Collective."""
         self.engine.backward(total)
         self._flat.release()
         torch.compiler.cudagraph_mark_step_begin()  # a CUDA graph may now overwrite this micro-batch's results
@@ -160,9 +163,9 @@ class StudentEngine:
             group["lr"] = lr
 
     def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
-        """Return the student's whole fp32 weights, or their moving average, on every rank's CPU. Collective.
+        """Return the student's whole fp32 state dict on every rank's CPU. Collective.
 
-        See `weights_of`.
+        For `average`, see `weights_of`.
         """
         return self.weights_of("student", average=average)["student"]
 
@@ -170,8 +173,8 @@ class StudentEngine:
         """Return whole fp32 state dicts of submodules of the distiller, on every rank's CPU. Collective.
 
         Args:
-            modules: names of the submodules, such as a loss term's; the result is keyed by them.
-            average: return moving averages if the run keeps them.
+            modules: names of the submodules (student, or the name of a loss term), which are the keys of the result.
+            average: return moving averages of the trained weights if the run keeps them. If False, return the weights.
         """
         swapped = []  # DeepSpeed gathers only the fp32 weights, so the averages temporarily replace them
         for part, state in self._optimizer.state.items() if average else ():
@@ -196,7 +199,7 @@ class StudentEngine:
     def state_files(self) -> dict[str, Any]:
         """Return this rank's checkpoint files: file name to the object for `torch.save`. Collective.
 
-        The objects reference the live state, so write them before the next update.
+        The objects refer to the state of the engine, so write them to disk before the next update.
         """
         self.engine.save_checkpoint("unused", tag="step", save_latest=False)
         return with_names(self._collector.saved, self._flat)

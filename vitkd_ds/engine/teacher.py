@@ -1,8 +1,8 @@
-"""Frozen teacher: a ZeRO-Inference shard, a replica, or a shard in CPU memory.
+"""Frozen teacher: sharded over the ranks (ZeRO-Inference), sharded in CPU memory, or replicated.
 
-`shard` and `offload` are DeepSpeed stage-3 engines without an optimizer. Their weights are partitioned over the ranks,
-and forward gathers them block by block, each block as one flat parameter. `replica` is the plain module on every rank.
-All three return the same features, up to rounding, in the dtype of ds_configs/teacher_zero3.json.
+The placements `shard` and `offload` are DeepSpeed stage-3 engines without an optimizer. Their weights are partitioned
+over the ranks, and forward gathers them block by block, each block as one flat parameter. `replica` is the unchanged
+module on every rank. All three return the same features, up to rounding, in the dtype of ds_configs/teacher_zero3.json.
 """
 
 from collections import deque
@@ -33,8 +33,8 @@ from vitkd_ds.models.stream import WeightStream
 class FeatureModule(nn.Module):
     """Module with `tap_features` as its forward, because DeepSpeed's hooks run only around a module's forward.
 
-    If `kept_BL` is given, only the patches that it lists are computed. The model's `patch_drop` must then be a
-    `KeptTokens`.
+    If `kept_BL` is given, it has the indices of the patches to compute. The model's `patch_drop` must then be a
+    `KeptTokens`. Otherwise all patches are computed.
     """
 
     def __init__(self, model: nn.Module, needs: Needs) -> None:
@@ -62,11 +62,11 @@ def partition_blocks(
     dtype: torch.dtype,
     on_block: Callable[[], None] = lambda: None,
 ) -> None:
-    """Load the weights of a model on the meta device, partitioning each block over the ranks. Collective.
+    """Load the weights of a model on the meta device, and partition each block over the ranks. Collective.
 
     Rank 0 reads a block, DeepSpeed partitions it over the ranks, and then the next block is read. So a rank holds its
-    partition and at most one whole block. The weights outside blocks come last and are partitioned by the engine.
-    `on_block` is called before each block.
+    partition and at most one whole block. The weights outside blocks are read last, by every rank, and the engine
+    partitions them. `on_block` is called before each block.
 
     Raises:
         ValueError, OSError: the file cannot be read.
@@ -89,14 +89,14 @@ def partition_blocks(
 
 
 def keeps_whole(placement: str) -> bool:
-    """Return whether a rank keeps gathered blocks instead of releasing them: a shard on a single rank."""
+    """Return whether a rank keeps gathered blocks: only with placement "shard" on a single rank."""
     return ranks.world_size() == 1 and placement == "shard"
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
     """Move all buffers (for example, of rotary embeddings) to a device.
 
-    DeepSpeed moves only parameters if some are already partitioned when its engine is built.
+    If some parameters are already partitioned when DeepSpeed builds its engine, it moves only parameters.
     """
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
@@ -105,17 +105,17 @@ def move_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 class Teacher:
-    """Frozen model from images to features, without gradients and always in eval mode.
+    """Frozen model that computes the features of images, without gradients and always in eval mode.
 
     It is not an nn.Module, so it cannot end up in the student's module, optimizer, moving average or checkpoint, and
-    `train()` on the student does not reach it. All ranks must build it and call it equally often. It is compiled as a
-    whole, or block by block if weights are gathered.
+    `train()` on the student does not reach it. All ranks must build it and call it equally often. With torch.compile, a
+    replica is compiled as a whole, and a sharded teacher block by block.
 
     Args:
         name: the teacher's name in `run.teachers`.
         micro_batch_size: largest number of images per call.
         on_block: called before each block is read from a file, because reading may take long.
-        left: see `Pace`; shared by teachers that run one after another.
+        left: argument of `Pace`, shared by teachers that run one after another; None creates a new one.
     """
 
     def __init__(
@@ -169,8 +169,8 @@ class Teacher:
     def __call__(self, images_BCHW: Tensor, *, are_normalized: bool = False, kept_BL: Tensor | None = None) -> Features:
         """Compute features in the teacher's dtype.
 
-        A compiled teacher pads a smaller batch, such as the last of an evaluation, to a full micro-batch. Otherwise it
-        would be recompiled for each batch size and stay slower for the rest of the run.
+        A compiled teacher pads a smaller batch, such as the last of an evaluation, to a full micro-batch. Otherwise
+        torch would recompile it for each batch size, and it would be slower for the rest of the run.
 
         Args:
             images_BCHW: images with values 0 to 255.
@@ -199,12 +199,12 @@ class Teacher:
 
 
 def runs_ahead() -> bool:
-    """Return whether device operations are asynchronous to the host."""
+    """Return whether the host continues while the device computes."""
     return not get_accelerator().is_synchronized_device()
 
 
 def _gathered_bytes(p: Any) -> int:
-    """Return the bytes of a ZeRO stage-3 parameter once gathered."""
+    """Return the bytes of a ZeRO stage-3 parameter after it is gathered."""
     return p.ds_numel * p.element_size()
 
 
@@ -213,15 +213,16 @@ class Pace:
 
     DeepSpeed gathers a block when the host enters it and frees it when the host leaves it. The GPU can reuse the memory
     only after computing the block. A host that is ten blocks ahead therefore holds ten gathered blocks, and a host that
-    copies an offloaded teacher faster than the GPU computes holds the whole model. So after each block, the host waits
-    for an earlier one. Meanwhile the GPU computes the block just left, and the next one is copied. Blocks prefetched by
-    DeepSpeed (`stage3_prefetch_bucket_size`) are not counted.
+    copies an offloaded teacher faster than the GPU computes holds the whole model. Therefore, after each block,
+    the host waits until the GPU has computed an earlier one. Meanwhile the GPU computes the block that the host has
+    just left, and the next block is copied. Blocks that DeepSpeed prefetches (`stage3_prefetch_bucket_size`) are not
+    counted.
 
-    Create it after DeepSpeed's engine: hooks registered earlier run before the block is freed.
+    Create it after DeepSpeed's engine, because hooks that were registered earlier run before the block is freed.
 
     Args:
         left: end event and bytes of each block that the host has left and the GPU may not have computed. Teachers that
-            run one after another share it, so the limit covers all of them together.
+            run one after another share this queue, so the limit covers all of them together.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], left: deque[tuple[Any, int]], *, placement: str) -> None:
@@ -233,7 +234,7 @@ class Pace:
             block.register_forward_hook(self._leave)
 
     def wait(self) -> None:
-        """Wait until there is room for another block of this teacher. Also call it before the forward pass."""
+        """Wait until another block of this teacher fits within the limit. Also call this before each forward pass."""
         while self._left and sum(size for _, size in self._left) + self._largest > self._most_bytes:
             self._left.popleft()[0].synchronize()
 
@@ -249,7 +250,7 @@ def quantize_blocks(model: nn.Module) -> None:
     norms, attention softmax and classifier keep their precision.
 
     Raises:
-        ValueError: torchao is not installed, the model has no blocks, or torchao does not support its device.
+        ValueError: torchao is not installed, the model has no blocks, or torchao does not support the model's device.
     """
     try:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow

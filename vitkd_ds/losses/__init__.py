@@ -1,9 +1,9 @@
 """Distillation losses, one paper per file.
 
-Each file has a function or module with the formula, and its `LossPart`, which passes it features and settings. A loss
-takes tensors and returns an fp32 scalar (fp64 for fp64 input) or a dict of such scalars; it does not depend on ranks,
-devices or models. Start with `part.py`, the interface, and `kd.py`, the smallest loss. docs/losses.md explains how to
-add one.
+Each file contains the formula, as a function or a module, and a `LossPart` class that applies the formula to features
+and settings. The formula takes tensors and returns an fp32 scalar (fp64 if its inputs are fp64) or a dict of such
+scalars. It does not depend on ranks, devices or models. Start with `part.py`, which defines the interface, and `kd.py`,
+which is the smallest loss. docs/losses.md explains how to add a loss.
 """
 
 from vitkd_ds.losses.cross_entropy import soft_cross_entropy

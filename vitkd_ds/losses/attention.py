@@ -1,4 +1,4 @@
-"""Attention distillation: match patch-to-patch attention in chosen blocks; no parameters."""
+"""Attention distillation without parameters: match patch-to-patch attention in some blocks."""
 
 from typing import Any
 
@@ -27,11 +27,13 @@ class Attention(LossPart):
 
 
 def attention_loss(student_BPP: Tensor, teacher_BPP: Tensor) -> Tensor:
-    """Compute KL(a_T || a_S), mean over patches and images: a is one patch's attention over all patches.
+    """Compute KL(a_T || a_S), averaged over patches and images.
+
+    For each patch, a_T and a_S are the teacher's and the student's attention from that patch to all patches.
 
     Args:
-        student_BPP: student's attention from patches (rows) to patches, mean over heads; it receives gradients. Rows
-            are renormalised to sum to 1, because part of the attention goes to prefix tokens.
+        student_BPP: student's attention from patches (rows) to patches (columns), averaged over heads; it receives
+            gradients. Each row is renormalised to sum to 1, because attention to prefix tokens is not included.
         teacher_BPP: teacher's attention in the same form; it is detached.
 
     Returns:
@@ -39,9 +41,10 @@ def attention_loss(student_BPP: Tensor, teacher_BPP: Tensor) -> Tensor:
 
     **Source**: MiniLM (arXiv 2002.10957), equation 2, the attention part of its loss.
 
-    **Differs**: compares the mean over heads, so that the numbers of heads may differ, where the source compares single
-    heads; patches only, with renormalised rows; chosen pairs of blocks, where the source uses only the last block; no
-    loss on attention values; probabilities are at least 1e-12; at least fp32.
+    **Differs**: the attention is averaged over heads, so that both models may have different numbers of heads, while
+    the source compares single heads. Only attention between patches is compared, with renormalised rows. The caller
+    chooses the blocks, while the source uses only the last block. The source's loss on attention values is left out.
+    Probabilities are clamped to at least 1e-12. The computation is in at least fp32.
     """
     rows = []
     for map_BPP in (student_BPP, teacher_BPP.detach()):

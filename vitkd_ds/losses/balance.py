@@ -12,19 +12,21 @@ LEARNING_RATE, WEIGHT_DECAY = 0.025, 0.01
 
 
 class Balance(nn.Module):
-    """Learned factors for T loss terms: term i gets T * p_i, where p = softmax(w).
+    """Learned factors for T loss terms: the factor of term i is T * p_i, where p = softmax(w).
 
-    w is updated by gradient descent on 1/2 (sum_i p_i log L_i)^2. The update needs the value L_i of each term, but not
-    its gradient.
+    w is updated by gradient descent on 1/2 (sum_i p_i log L_i)^2, where L_i is the value of term i. This update needs
+    only the values of the terms, not their gradients.
 
     Args:
-        num_terms: T; all factors start at 1.
-        gather: collective over ranks that keeps the factors equal on all of them; see `LossPart`.
+        num_terms: T, the number of terms. All factors start at 1.
+        gather: collective that concatenates tensors of all ranks (see `LossPart`); it keeps the factors equal on all
+            ranks.
 
-    **Source**: DTO-KD (ICLR 2026), the form without gradients per term: learning rate 0.025, weight decay 0.01.
+    **Source**: DTO-KD (ICLR 2026), in the form that needs no gradient per term, with a learning rate of 0.025 and a
+    weight decay of 0.01.
 
-    **Differs**: plain gradient descent, one step per micro-batch even under gradient accumulation; factors are
-    multiplied by T, so that a term's weight has the same scale with and without balancing.
+    **Differs**: w is updated by plain gradient descent, once per micro-batch even under gradient accumulation. The
+    factors are multiplied by T, so that a term's weight has the same scale with and without balancing.
     """
 
     _keep_in_fp32_modules_strict = ["w_T"]  # DeepSpeed rounds all other buffers to bf16
@@ -35,10 +37,12 @@ class Balance(nn.Module):
         self.register_buffer("w_T", torch.zeros(num_terms))
 
     def forward(self, values_T: Tensor) -> Tensor:
-        """Return this micro-batch's factors, then update w from its values, averaged over ranks, for the next.
+        """Return the factors [T] for this micro-batch, and update w for the next one.
+
+        The update uses the values of the terms averaged over ranks.
 
         Args:
-            values_T: unweighted terms, positive.
+            values_T: this rank's values of the terms before weighting; they are positive.
         """
         p_T = self.w_T.softmax(0)
         factors_T = len(p_T) * p_T

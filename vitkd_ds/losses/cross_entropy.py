@@ -16,22 +16,22 @@ class CrossEntropy(LossPart):
 
 
 def soft_cross_entropy(student_logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-    """Compute - sum_k targets_k log softmax(student)_k, mean over images.
+    """Compute - sum_k targets_k log softmax(student)_k, averaged over images.
 
     Args:
         student_logits_BK: student logits; they receive gradients.
-        targets_BK: probabilities that sum to 1 per image (mixed and smoothed labels).
+        targets_BK: target probabilities after mixing and label smoothing; they sum to 1 per image.
 
     Returns:
-        fp32 scalar, mean over images.
+        fp32 scalar.
 
     Raises:
-        ValueError: the two shapes differ.
+        ValueError: the shapes of logits and targets differ.
 
-    **Source**: mmcls's `original` label-smoothing cross-entropy, used by cls_KD. `vitkd_ds.train.mixing` smooths and
-    mixes the labels.
+    **Source**: the cross-entropy for mmcls's label-smoothing mode `original`, which cls_KD uses.
+    `vitkd_ds.train.mixing` smooths and mixes the labels.
 
-    **Differs**: softmax and sum are in at least fp32.
+    **Differs**: softmax and sum are computed in at least fp32.
     """
     if student_logits_BK.shape != targets_BK.shape:
         raise ValueError(

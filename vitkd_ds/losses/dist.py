@@ -11,7 +11,7 @@ class DIST(LossPart):
     """Loss term `dist`."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
-        """See `dist_loss`. With scope=all_ranks, it covers the micro-batches of all ranks."""
+        """See `dist_loss`. With scope=all_ranks, the images of all ranks' micro-batches are compared together."""
         student_BK, teacher_BK = student.logits_BK, teacher.logits_BK
         if self.term.scope == "all_ranks":
             student_BK, teacher_BK = self.gather(student_BK), self.gather(teacher_BK.detach())
@@ -21,25 +21,27 @@ class DIST(LossPart):
 def dist_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
     """Compute beta (1 - mean_images rho) + gamma (1 - mean_classes rho).
 
-    rho is Pearson's correlation between both models' probabilities: for an image over the classes, and for a class over
-    the images.
+    rho is Pearson's correlation between the student's and the teacher's probabilities. The first mean is over images,
+    and rho correlates the probabilities of all classes for one image. The second mean is over classes, and rho
+    correlates the probabilities of one class for all images.
 
     Args:
         student_logits_BK: student logits; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
         beta: weight of the correlations within images.
-        gamma: weight of the correlations within classes. They depend on the number of images; for a single image this
-            part is constant.
+        gamma: weight of the correlations within classes. Their values depend on the number of images. With a single
+            image, this part of the loss is constant.
 
     Returns:
         fp32 scalar.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the logits' shapes differ or are not [B, K].
 
-    **Source**: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022; its code, `dist_kd.py`.
+    **Source**: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, and its code,
+    `dist_kd.py`.
 
-    **Differs**: at least fp32.
+    **Differs**: the computation is in at least fp32.
     """
     check_same_logits(student_logits_BK, teacher_logits_BK)
     student_BK = F.softmax(at_least_fp32(student_logits_BK), dim=1)

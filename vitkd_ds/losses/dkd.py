@@ -10,7 +10,7 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
 
 
 class DKD(LossPart):
-    """Loss term `dkd`. Labels may be smoothed but not mixed: the largest entry of a target is its label."""
+    """Loss term `dkd`. Labels may be smoothed but not mixed: the largest entry of a target determines its label."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
         """See `dkd_loss`."""
@@ -27,30 +27,31 @@ def dkd_loss(
     beta: float = 0.5,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Compute T^2 (alpha KL(b_T || b_S) + beta KL(n_T || n_S)), mean over images.
+    """Compute T^2 (alpha KL(b_T || b_S) + beta KL(n_T || n_S)), averaged over images.
 
-    For each model's softmax at temperature T, b is the pair (probability of the label, total probability of the other
-    classes), and n is the softmax over the other K - 1 classes.
+    b and n are computed from logits divided by the temperature; b_T and n_T are those of the teacher, b_S and n_S those
+    of the student. b is the pair of the label's probability and the total probability of the other classes. n is the
+    softmax over the other K - 1 classes.
 
     Args:
         student_logits_BK: student logits; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
-        labels_B: integer class indices. DKD is not defined for mixed labels; NKD is.
-        alpha: weight of the first KL, label against all other classes.
-        beta: weight of the second KL, among the other classes.
-        temperature: T, the divisor of all logits.
+        labels_B: integer class indices. DKD is not defined for mixed labels; use NKD for them.
+        alpha: weight of the first KL divergence, which compares the label with all other classes together.
+        beta: weight of the second KL divergence, which compares the other classes among themselves.
+        temperature: T in the factor T^2, the divisor of all logits.
 
     Returns:
-        fp32 scalar, mean over images.
+        fp32 scalar.
 
     Raises:
-        ValueError: the logits' shapes differ, or labels_B is not integer class indices [B].
+        ValueError: the logits' shapes differ or are not [B, K], or labels_B does not contain integer class indices [B].
 
-    **Source**: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022 (arXiv 2203.08679), in the code of logit
-    standardisation, `DKD.py`.
+    **Source**: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022 (arXiv 2203.08679), as implemented
+    in `DKD.py` of the code of logit standardisation.
 
-    **Differs**: the label's logit is removed from the second KL, where the source subtracts 1,000 from it;
-    log-probabilities are computed from logits; at least fp32.
+    **Differs**: the label's logit is removed from the second KL divergence, while the source subtracts 1,000 from it.
+    Log-probabilities are computed directly from logits. The computation is in at least fp32.
     """
     check_same_logits(student_logits_BK, teacher_logits_BK)
     if labels_B.shape != student_logits_BK.shape[:1] or labels_B.is_floating_point():

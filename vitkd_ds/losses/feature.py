@@ -1,4 +1,4 @@
-"""Label-free feature distillation from foundation models: class and patch tokens through adapters."""
+"""Label-free feature distillation: class and patch tokens, compared through adapters."""
 
 from typing import Any
 
@@ -10,22 +10,25 @@ from vitkd_ds.losses.part import Features, LossPart, PairInfo
 from vitkd_ds.losses.precision import at_least_fp32
 
 FLOOR = 1e-4
-"""Smallest channel variance used by `standardize`, relative to the mean over channels."""
+"""Lower bound of a channel's variance in `standardize`, as a fraction of the mean variance over channels."""
 SMOOTH = 0.1
-"""Weight of the smooth L1 distance in the patch-token loss; the rest weighs 1 - cosine."""
+"""Weight of the smooth L1 distance in the patch-token loss; the cosine distance has the weight 1 - SMOOTH."""
 
 
 class Feature(LossPart):
-    """Loss term `feature`: `feature_class` for pooled features and `feature_patches` for final patch tokens.
+    """Loss term `feature`: the sum of `feature_class` for pooled features and `feature_patches` for final patch tokens.
 
-    The targets are the teacher's features: raw, LayerNormed, or transformed with statistics. `calibrate` computes these
-    statistics once, from a run's first micro-batches, and checkpoints store them. `standardize` gives each channel mean
-    0 and variance 1. `phi_s` gives all channels equal variance with one rotation and one scale.
+    The setting `target` selects how the teacher's features are transformed before the comparison: not at all (`raw`),
+    with LayerNorm, or with a fixed matrix (`standardize` or `phi_s`). The matrix is computed once per run, from the
+    mean and covariance of the teacher's features in the first training micro-batches (see `vitkd_ds.train.calibrate`),
+    and stored in checkpoints. `standardize` gives each channel mean 0 and variance 1. `phi_s` gives all channels mean 0
+    and equal variance with one rotation and one scale.
 
-    **Source**: EUPE (arXiv 2603.22387) for the losses and the adapter; PHI-S from arXiv 2410.01680 and NVlabs/RADIO.
+    **Source**: EUPE (arXiv 2603.22387) for the losses and the adapter; arXiv 2410.01680 and NVlabs/RADIO for PHI-S.
 
-    **Differs**: statistics are computed from the first batches before training, not from 500 iterations of another run;
-    the adapter's hidden width is the teacher's, not 3,072.
+    **Differs**: mean and covariance are computed from the first micro-batches before training, while the source takes
+    them from 500 iterations of another run. The adapter's hidden width is the teacher's width, while the source's is
+    3,072.
     """
 
     _keep_in_fp32_modules_strict = ["mean_D", "transform_DD"]  # DeepSpeed rounds all other buffers to bf16
@@ -43,14 +46,19 @@ class Feature(LossPart):
         return {"feature_class": cosine_distance(*pooled), "feature_patches": patch_distance(*patches)}
 
     def metrics(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        """Return student-teacher cosine similarities, fp32 [B]: `cosine` of the pooled features, and `cosine_patches`,
-        the mean over each image's patch tokens."""
+        """Return two cosine similarities between student and teacher per image, fp32 [B].
+
+        `cosine` compares the pooled features. `cosine_patches` is the mean over the image's patch tokens.
+        """
         pooled, patches = (map(at_least_fp32, pair) for pair in self._compared(student, teacher))
         cosine_BP = F.cosine_similarity(*patches, dim=-1)
         return {"cosine": F.cosine_similarity(*pooled, dim=-1), "cosine_patches": cosine_BP.mean(1)}
 
     def _compared(self, student: Features, teacher: Features) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return the pairs to compare, student first: pooled features [B, Dt], patch tokens on one grid [B, P, Dt]."""
+        """Return two pairs to compare; in each pair, the student's tensor comes first.
+
+        The first pair contains pooled features [B, Dt], the second patch tokens on the same grid [B, P, Dt].
+        """
         pooled_BD = self.adapters["pooled"](student.pooled_BD)
         patches_BPD = self.adapters["patches"](student.final_BPD)
         target_BD = self.targets["pooled"](teacher.pooled_BD.detach())
@@ -60,17 +68,19 @@ class Feature(LossPart):
 
     @property
     def num_calibrating(self) -> int:
-        """Micro-batches per rank used to compute the statistics; 0 if the targets need none."""
+        """Micro-batches per rank from which mean and covariance are computed; 0 if the targets do not need them."""
         return self.term.calibration_batches if self.term.target in STATISTICS else 0
 
     def features_to_calibrate(self, teacher: Features) -> dict[str, Tensor]:
-        """Return the features [..., Dt] to compute statistics from, keyed by the path of their `Target` in this
-        module."""
+        """Return the teacher's features [..., Dt] whose mean and covariance are needed.
+
+        Each key is the path, within this module, of the `Target` that needs them.
+        """
         return {"targets.pooled": teacher.pooled_BD, "targets.patches": teacher.final_BPD}
 
 
 STATISTICS = ("standardize", "phi_s")
-"""Kinds of target that are transformed with statistics."""
+"""Kinds of target whose transform is computed from the features' mean and covariance."""
 
 
 class Target(nn.Module):
@@ -83,10 +93,10 @@ class Target(nn.Module):
             self.register_buffer("mean_D", torch.zeros(dim))
             self.register_buffer("transform_DD", torch.eye(dim))
         self.least_samples = dim if kind == "phi_s" else 0
-        """Fewest samples (images or patches) that can give a covariance of full rank; 0 if any number will do."""
+        """Minimum number of samples (images or patches) for a covariance of full rank; 0 if the rank is irrelevant."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Transform the last axis of [..., D]."""
+        """Transform features [..., D] along their last axis."""
         features = at_least_fp32(features)
         if self.kind == "layer_norm":
             return F.layer_norm(features, features.shape[-1:])
@@ -96,9 +106,9 @@ class Target(nn.Module):
             return F.linear(features - self.mean_D, self.transform_DD)
 
     def fix(self, mean_D: Tensor, covariance_DD: Tensor) -> None:
-        """Set the transform from the features' fp64 mean and covariance over all ranks.
+        """Compute and store the transform, given the features' mean and covariance over all ranks in fp64.
 
-        If the features are the same for all images (for example, an untrained teacher), only the mean is subtracted.
+        If the features are equal for all images (as for an untrained teacher), the transform only subtracts the mean.
         """
         if not (covariance_DD.diagonal() > 0).any():
             transform_DD = torch.eye(len(mean_D))
@@ -113,18 +123,21 @@ class Target(nn.Module):
 
 
 def adapter(student_dim: int, teacher_dim: int) -> nn.Sequential:
-    """Build Linear, LayerNorm, GELU, Linear: linear layers without bias, hidden width equal to the teacher's."""
+    """Build an adapter from the student's to the teacher's width: Linear, LayerNorm, GELU, Linear.
+
+    The linear layers have no bias. The hidden width equals the teacher's width.
+    """
     first, last = (nn.Linear(dim, teacher_dim, bias=False) for dim in (student_dim, teacher_dim))
     return nn.Sequential(first, nn.LayerNorm(teacher_dim), nn.GELU(), last)
 
 
 def cosine_distance(student: Tensor, target: Tensor) -> Tensor:
-    """Compute 1 - cosine along the last axis of [..., D], mean over the other axes, in at least fp32."""
+    """Compute 1 - cosine along the last axis of [..., D], averaged over the other axes, in at least fp32."""
     return (1 - F.cosine_similarity(at_least_fp32(student), at_least_fp32(target), dim=-1)).mean()
 
 
 def patch_distance(student_BPD: Tensor, target_BPD: Tensor) -> Tensor:
-    """Compute 0.9 (1 - cosine) + 0.1 smooth L1, mean over tokens and images, in at least fp32."""
+    """Compute 0.9 (1 - cosine) + 0.1 smooth L1, averaged over tokens and images, in at least fp32."""
     smooth = F.smooth_l1_loss(at_least_fp32(student_BPD), at_least_fp32(target_BPD))
     return (1 - SMOOTH) * cosine_distance(student_BPD, target_BPD) + SMOOTH * smooth
 
@@ -132,7 +145,11 @@ def patch_distance(student_BPD: Tensor, target_BPD: Tensor) -> Tensor:
 def at_larger_grid(
     student_BPD: Tensor, teacher_BPD: Tensor, student_grid: tuple[int, int], teacher_grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Interpolate the tokens on the smaller of two grids (rows, columns) to the larger one: bicubic, at least fp32."""
+    """Return student and teacher tokens on the larger of their two grids (rows, columns).
+
+    The tokens on the smaller grid are resized by bicubic interpolation in at least fp32. If both grids are equal, both
+    tensors are returned unchanged.
+    """
     if student_grid == teacher_grid:
         return student_BPD, teacher_BPD
     if student_grid[0] * student_grid[1] < teacher_grid[0] * teacher_grid[1]:
@@ -147,7 +164,7 @@ def _resized(tokens_BPD: Tensor, old: tuple[int, int], new: tuple[int, int]) -> 
 
 
 def phi_s(covariance_DD: Tensor) -> Tensor:
-    """Compute the PHI-S matrix W: every channel of W (x - mean) has variance 1.
+    """Compute the PHI-S matrix W, for which every channel of W (x - mean) has variance 1.
 
     W is a rotation times a scale, so it preserves ratios of distances.
 
@@ -155,12 +172,12 @@ def phi_s(covariance_DD: Tensor) -> Tensor:
         covariance_DD: fp64 covariance of the features.
 
     Returns:
-        a H U^T: U has the eigenvectors as columns, H is an orthogonal matrix with entries of (nearly) equal magnitude,
-        as in a Hadamard matrix, and 1 / a^2 is the mean eigenvalue.
+        W = a H U^T. The columns of U are the eigenvectors of the covariance. H is the orthogonal matrix that makes the
+        variances equal; see `equal_variances`. 1 / a^2 is the mean eigenvalue.
 
     **Source**: arXiv 2410.01680; NVlabs/RADIO `phi_s.py`.
 
-    **Differs**: for widths that are neither 2^k nor 12 x 2^k, rotations of pairs of channels make the variances equal.
+    **Differs**: for widths that are neither 2^k nor 12 x 2^k, H is a product of rotations of pairs of channels.
     """
     values_D, vectors_DD = torch.linalg.eigh(covariance_DD)
     values_D = values_D.clamp_min(0)
@@ -171,8 +188,8 @@ def phi_s(covariance_DD: Tensor) -> Tensor:
 def equal_variances(values_D: Tensor) -> Tensor:
     """Return an orthogonal R such that R diag(values) R^T has a constant diagonal.
 
-    R is a scaled Hadamard matrix if the width is 2^k or 12 x 2^k. Otherwise it is a product of rotations of two axes;
-    each rotation sets one diagonal entry to the mean.
+    R is a scaled Hadamard matrix if the width is 2^k or 12 x 2^k. Otherwise R is a product of rotations, each of
+    which rotates two axes and sets one diagonal entry to the mean.
     """
     dim, mean = len(values_D), values_D.mean()
     for order in (1, 12):
@@ -199,10 +216,10 @@ def equal_variances(values_D: Tensor) -> Tensor:
 
 
 def hadamard(order: int, doublings: int) -> Tensor:
-    """Return a Hadamard matrix (entries 1 and -1, orthogonal rows) of size order x doublings.
+    """Return a square Hadamard matrix (entries 1 and -1, orthogonal rows) with order * doublings rows.
 
-    It starts as [1] (order 1) or Paley's matrix (order 12). Sylvester's construction then doubles its size until it is
-    `doublings` times as large; `doublings` is a power of two.
+    The construction starts with [1] (order 1) or Paley's matrix (order 12). Sylvester's construction then doubles the
+    matrix until it has `doublings` times as many rows; `doublings` is a power of two.
     """
     matrix = torch.ones(1, 1, dtype=torch.float64)
     if order == 12:

@@ -19,25 +19,27 @@ class KD(LossPart):
 def kd_loss(
     student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, temperature: float = 1.0, standardize: bool = False
 ) -> Tensor:
-    """Compute T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images.
+    """Compute T^2 KL(softmax(teacher / T) || softmax(student / T)), averaged over images.
 
     Args:
         student_logits_BK: student logits; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
-        temperature: T, the divisor of both models' logits; the factor T^2 keeps the gradient's scale independent of T.
-        standardize: standardise each image's logits to mean 0 and standard deviation 1 first, in both models, so that
-            the student need not match the scale of the teacher's logits.
+        temperature: T, the divisor of both models' logits. The factor T^2 makes the scale of the gradient independent
+            of T.
+        standardize: first standardise each image's logits, in both models, to mean 0 and standard deviation 1. The
+            student then need not match the scale of the teacher's logits.
 
     Returns:
-        fp32 scalar, mean over images (a mean over images and classes would be K times weaker).
+        fp32 scalar. (An average over images and classes would be K times smaller.)
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the logits' shapes differ or are not [B, K].
 
-    **Source**: arXiv 1503.02531, section 2; cls_KD `kd.py`. `standardize`: arXiv 2403.01427 and its code.
+    **Source**: arXiv 1503.02531, section 2, and cls_KD `kd.py`; for `standardize`, arXiv 2403.01427 and its code.
 
-    **Differs**: cls_KD uses the cross-entropy form and its own weight alpha. Its value is alpha * (this + T^2 * the
-    teacher's entropy), and its gradient is alpha times this one. Softmax and sum are in at least fp32.
+    **Differs**: cls_KD computes a cross-entropy instead of the KL divergence, and multiplies it by a weight alpha. Its
+    value is alpha * (kd_loss + T^2 * H), where H is the entropy of the teacher's softmax at temperature T. Its gradient
+    is alpha times the gradient of kd_loss. Softmax and sum are computed in at least fp32 here.
     """
     check_same_logits(student_logits_BK, teacher_logits_BK)
     student_BK, teacher_BK = at_least_fp32(student_logits_BK), at_least_fp32(teacher_logits_BK.detach())

@@ -25,28 +25,30 @@ def nkd_loss(
     temperature: float = 1.0,
     gamma: float = 1.0,
 ) -> Tensor:
-    """Compute - T_t log S_t - gamma tau^2 sum_{i != t} That_i log Shat_i, mean over images.
+    """Compute - T_t log S_t - gamma tau^2 sum_{i != t} That_i log Shat_i, averaged over images.
 
-    S and T are the softmaxes of student and teacher without temperature; t is the target class. Shat and That are
-    softmaxes over the other K - 1 logits divided by tau: the target's logit is removed, not set to zero.
+    S and T are the softmaxes of the student's and the teacher's logits without temperature; t is the target class. Shat
+    and That are the softmaxes of the other K - 1 logits divided by tau. The target's logit is removed from them, not
+    set to zero.
 
     Args:
         student_logits_BK: student logits; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
-        targets: integer class indices [B], or soft labels [B, K] with the target as largest entry. Under Mixup or
-            CutMix, the second class counts as a non-target.
-        temperature: tau; it divides only the second term's logits.
+        targets: integer class indices [B], or soft labels [B, K]. The target is the class with the largest entry. A
+            label from Mixup or CutMix has two classes; the one with the smaller entry counts as a non-target class.
+        temperature: tau, the divisor of the logits in the second term.
         gamma: weight of the second term.
 
     Returns:
-        fp32 scalar, mean over images, to add to the full cross-entropy.
+        fp32 scalar. It is added to the usual cross-entropy and does not replace it.
 
     Raises:
-        ValueError: the logits' shapes differ, or `targets` has neither of the two forms.
+        ValueError: the logits' shapes differ or are not [B, K], or `targets` has neither of the two forms.
 
     **Source**: arXiv 2303.13005; cls_KD `nkd.py`.
 
-    **Differs**: log-softmax instead of the log of a softmax, so that extreme logits stay finite; at least fp32.
+    **Differs**: log-softmax is used instead of the logarithm of a softmax, so that extreme logits give finite values.
+    The computation is in at least fp32.
     """
     check_same_logits(student_logits_BK, teacher_logits_BK)
     target_B1 = _target_indices(targets, student_logits_BK)[:, None]
@@ -63,7 +65,7 @@ def nkd_loss(
 
 
 def other_logits(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
-    """Return the K - 1 non-target logits of each image, in order."""
+    """Return the K - 1 logits of each image without the target's logit, in the order of the classes."""
     others = torch.arange(logits_BK.shape[1] - 1, device=logits_BK.device)[None]
     others = others + (others >= target_B1)  # unlike a boolean mask, this does not synchronise with the device
     return logits_BK.gather(1, others)

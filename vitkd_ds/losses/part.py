@@ -1,7 +1,7 @@
 """Interface of a loss term: `Features`, `PairInfo` and the base class `LossPart`.
 
-To add a term, write its settings class in `vitkd_ds.config.losses`, its `LossPart` in a new file here, and a line in
-`TERMS` of `vitkd_ds.config.losses`. docs/losses.md shows a term from outside the package.
+To add a loss term, write a settings class in `vitkd_ds.config.losses`, a subclass of `LossPart` in a new file here, and
+an entry in `TERMS` of `vitkd_ds.config.losses`. docs/losses.md shows how a term can be added from outside the package.
 """
 
 from dataclasses import dataclass
@@ -14,24 +14,36 @@ class Features(NamedTuple):
     """Outputs of one forward pass that the losses compare."""
 
     logits_BK: Tensor
-    """Classifier logits. In training, the class-token head's only, if a term trains a distillation-token head. For a
-    model without a classifier, the input that its head would get."""
+    """Logits of the classifier. For a model without a classifier, the features that a classifier would receive.
+
+    If a loss term trains a distillation-token head, these are, during training, only the logits of the class-token
+    head.
+    """
     pooled_BD: Tensor | None = None
-    """Class token after the final norm, or the mean token of a model without a class token."""
+    """Class token after the final norm. For a model without a class token, the mean of final_BPD."""
     final_BPD: Tensor | None = None
-    """Patch tokens after the last block and the final norm, or the positions of a convolutional model's last map."""
+    """Patch tokens after the last block and the final norm; in a convolutional model, positions of the last map."""
     blocks: dict[int, Tensor] | None = None
-    """Patch tokens [B, P, D] of the residual stream after each tapped block, not normalised, keyed by block number."""
+    """Patch tokens [B, P, D] of the residual stream after each block that a loss term reads, by block number.
+
+    They are not normalised.
+    """
     distillation_BK: Tensor | None = None
     """Logits of the distillation-token head."""
     maps: dict[int, Tensor] | None = None
-    """Patch-to-patch attention [B, P, P] in each tapped block, mean over heads, at least fp32, keyed by block number.
-    A row sums to less than 1 if the patch also attends to prefix tokens."""
+    """Attention from patches (rows) to patches (columns) in each block that a loss term reads, by block number.
+
+    Each tensor [B, P, P] is averaged over heads, in at least fp32. A row sums to less than 1 if its patch also attends
+    to prefix tokens.
+    """
 
 
 @dataclass(frozen=True)
 class PairInfo:
-    """Widths and patch grids (rows, columns) of a student and its teacher. Field names are ViTKDLoss arguments."""
+    """Widths and patch grids (rows, columns) of a student and its teacher.
+
+    The fields have the names of `ViTKDLoss`'s arguments, so that they can be passed to it.
+    """
 
     student_dim: int
     teacher_dim: int
@@ -40,22 +52,26 @@ class PairInfo:
 
 
 def alone(values: Tensor) -> Tensor:
-    """Return the values unchanged: the `gather` of `LossPart` for a single rank."""
+    """Return the values unchanged. This is the default `gather` of `LossPart`, for a single rank."""
     return values
 
 
 class LossPart(nn.Module):
-    """Module of a loss term. It trains with the student and is dropped when the student is exported.
+    """Base class of the modules of loss terms.
 
-    `forward(student, teacher, targets_BK)` returns a dict of fp32 scalars, keyed by the names that the log shows. The
-    term is their sum. `student` and `teacher` are `Features`; only the student's receive gradients. `teacher` is None
-    if the term needs no teacher. `targets_BK` are fp32 soft labels, [B, 0] in a run without labels.
+    The module's parameters are trained with the student and left out of the exported student.
+
+    `forward(student, teacher, targets_BK)` returns a dict of fp32 scalars, whose keys are the names in the log. The
+    value of the term is the sum of these scalars. `student` and `teacher` are `Features`; only the student's features
+    receive gradients. `teacher` is None if the term needs no teacher. `targets_BK` are soft labels in fp32, with the
+    shape [B, 0] in a run without labels.
 
     Args:
-        term: settings, a dataclass of `vitkd_ds.config.losses`.
-        pair: widths and grids of student and teacher; None if no term compares tokens of this teacher.
-        gather: collective that concatenates each rank's tensor [B, ...] along the first axis; every rank must call it
-            and gets the same result. In backward, an element gets the gradient of the mean loss over ranks.
+        term: settings of the term, an instance of its dataclass in `vitkd_ds.config.losses`.
+        pair: widths and patch grids of student and teacher; None if no term compares tokens of this teacher.
+        gather: collective that concatenates the tensors [B, ...] of all ranks along the first axis. Every rank must
+            call it, and every rank gets the same result. In backward, each element gets the gradient of the loss
+            averaged over ranks.
     """
 
     def __init__(self, term: Any, pair: PairInfo | None, gather: Callable[[Tensor], Tensor] = alone) -> None:
@@ -63,8 +79,10 @@ class LossPart(nn.Module):
         self.term, self.pair, self.gather = term, pair, gather
 
     def metrics(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        """Return evaluation metrics of a micro-batch by name, fp32 [B], if the term `is_watched`. The mean over all
-        images is logged."""
+        """Return further evaluation metrics of a micro-batch: name to one value per image, fp32 [B].
+
+        This is called only if the term's settings have `is_watched`. The log shows the mean over all images.
+        """
         return {}
 
 

@@ -1,7 +1,7 @@
-"""Numerics shared by all losses: differences, squares, softmaxes and sums in at least fp32.
+"""Numerics of all losses: differences, squares, softmaxes and sums are in at least fp32.
 
-In bf16, a sum of squares over 196 x 1024 values is accurate to two or three digits. Projections and convolutions keep
-their input's dtype, because their kernels accumulate in fp32.
+In bf16, a sum of squares over 196 x 1024 values is accurate only to two or three digits. Projections and convolutions
+keep their input's dtype, because their kernels accumulate in fp32.
 """
 
 import torch
@@ -22,7 +22,7 @@ def standardized(logits_BK: Tensor) -> Tensor:
 
 
 def check_same_logits(student_logits_BK: Tensor, teacher_logits_BK: Tensor) -> None:
-    """Raise ValueError unless both logits have the same shape [B, K]."""
+    """Raise ValueError unless the student's and the teacher's logits have the same shape [B, K]."""
     student, teacher = tuple(student_logits_BK.shape), tuple(teacher_logits_BK.shape)
     if len(student) != 2 or student != teacher:
         raise ValueError(

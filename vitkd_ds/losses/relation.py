@@ -1,4 +1,4 @@
-"""Relation losses: similarities of a token to its image's tokens, and of an image to a queue."""
+"""Relation losses: match similarities between tokens of an image, and between images."""
 
 from typing import Any
 
@@ -11,18 +11,20 @@ from vitkd_ds.losses.precision import at_least_fp32
 
 
 class Relation(LossPart):
-    """Loss term `relation`: `relation_local` for final patch tokens and `relation_global` for pooled features.
+    """Loss term `relation`: `relation_local` for final patch tokens plus `relation_global` for pooled features.
 
-    Two linear layers map the student's patch tokens and its pooled features to the teacher's width. The queue holds the
-    teacher's pooled features of the latest images over all ranks, including this micro-batch. It is equal on all ranks,
-    so a checkpoint stores one copy. Each image is also compared with itself, as in the source; for a teacher with sharp
-    similarities, that entry dominates. Until the queue is full, only its filled rows count.
+    One linear layer maps the student's patch tokens to the teacher's width, and another maps its pooled features.
+
+    `relation_global` compares each image with a queue of the teacher's pooled features. The queue covers the latest
+    images of all ranks, including those of the current micro-batch. All ranks have the same queue, so a checkpoint
+    stores one copy. As in the source, each image is also compared with itself. If the teacher's similarities are sharp,
+    this comparison dominates. Until the queue is full, only its filled rows count.
 
     **Source**: lightly-train's distillation v3, `distillationv3.py`.
 
-    **Differs**: one queue for all ranks, where the source has one per GPU; empty rows of the queue are ignored, where
-    the source compares with zeros; both models need the same patch grid, where the source resizes the student's
-    projected tokens to the teacher's grid; the layers' biases start at 0.
+    **Differs**: all ranks share one queue, while the source has one per GPU. Empty rows of the queue are ignored, while
+    the source compares with zeros. Both models need the same patch grid, while the source resizes the student's
+    projected tokens to the teacher's grid. The layers' biases start at 0.
     """
 
     _keep_in_fp32_modules_strict = ["queue_QD"]  # DeepSpeed rounds all other buffers to bf16
@@ -49,7 +51,7 @@ class Relation(LossPart):
         return {"relation_local": local, "relation_global": image}
 
     def _remember(self, teacher_BD: Tensor) -> None:
-        """Replace the oldest rows of the queue with these features, gathered over all ranks."""
+        """Replace the oldest rows of the queue with these features, which come from all ranks."""
         size = len(self.queue_QD)
         newest_BD = F.normalize(at_least_fp32(teacher_BD[-size:]), dim=1)
         places_B = (self.num_seen + torch.arange(len(newest_BD), device=newest_BD.device)) % size
@@ -58,9 +60,11 @@ class Relation(LossPart):
 
 
 def local_relation_loss(student_BPD: Tensor, teacher_BPD: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """Compute KL(r_T || r_S), mean over tokens and images.
+    """Compute KL(r_T || r_S), averaged over tokens and images.
 
-    r is the softmax of cosine similarities / temperature between a token and all tokens of its image, itself included.
+    For each token, r is a softmax over all tokens of its image, including the token itself. Its logits are the cosine
+    similarities between the token and these tokens, divided by the temperature. r_T is computed from the teacher's
+    tokens, r_S from the student's.
 
     Args:
         student_BPD: student's patch tokens, of any width; they receive gradients.
@@ -72,7 +76,7 @@ def local_relation_loss(student_BPD: Tensor, teacher_BPD: Tensor, *, temperature
 
     **Source**: lightly-train's distillation v3, the local loss.
 
-    **Differs**: at least fp32.
+    **Differs**: the computation is in at least fp32.
     """
     rows = []
     for tokens_BPD in (student_BPD, teacher_BPD.detach()):
@@ -91,15 +95,17 @@ def global_relation_loss(
     *,
     temperature: float = 0.07,
 ) -> Tensor:
-    """Compute KL(r_T || r_S), mean over images.
+    """Compute KL(r_T || r_S), averaged over images.
 
-    r is the softmax of cosine similarities / temperature between an image and the queued images.
+    For each image, r is a softmax over the queued images. Its logits are the cosine similarities between the image and
+    the queued images, divided by the temperature. r_T is computed from the teacher's features of the image, r_S from
+    the student's.
 
     Args:
         student_BD: student's pooled features, mapped to the teacher's width; they receive gradients.
         teacher_BD: teacher's pooled features; they are detached.
-        queue_QD: teacher's L2-normalised pooled features of the queued images.
-        is_filled_Q: mask of the queue rows that count; None for all.
+        queue_QD: teacher's pooled features of the queued images, L2-normalised.
+        is_filled_Q: bool, True for the queue rows that count; None if all rows count.
         temperature: divisor of the cosine similarities.
 
     Returns:
@@ -107,7 +113,7 @@ def global_relation_loss(
 
     **Source**: lightly-train's distillation v1 and v3, the global loss.
 
-    **Differs**: at least fp32.
+    **Differs**: the computation is in at least fp32.
     """
     rows = []
     for features_BD in (student_BD, teacher_BD.detach()):

@@ -1,4 +1,4 @@
-"""SpectralKD: match 2-D spectra of token maps after chosen blocks; no parameters."""
+"""SpectralKD without parameters: match 2-D Fourier spectra of token maps after some blocks."""
 
 from typing import Any
 
@@ -18,8 +18,9 @@ class Spectral(LossPart):
         check_same_grid(pair, "spectral")
         if pair.teacher_dim < pair.student_dim:
             raise ValueError(
-                f"losses.spectral needs a teacher at least as wide as the student, got widths {pair.teacher_dim} and "
-                f"{pair.student_dim}. Use a wider teacher, or set --losses.spectral.weight=0."
+                f"losses.spectral needs a teacher at least as wide as the student, got a teacher of width "
+                f"{pair.teacher_dim} and a student of width {pair.student_dim}. Use a wider teacher, or set "
+                "--losses.spectral.weight=0."
             )
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
@@ -37,8 +38,8 @@ def spectral_loss(student_BPD: Tensor, teacher_BPD: Tensor, *, grid: tuple[int, 
 
     Args:
         student_BPD: student patch tokens [B, P, Ds] after a block; they receive gradients.
-        teacher_BPD: teacher patch tokens [B, P, Dt]; they are detached. If Dt > Ds, neighbouring channels are averaged
-            down to Ds.
+        teacher_BPD: teacher patch tokens [B, P, Dt]; they are detached. If Dt > Ds, neighbouring channels are averaged,
+            so that Ds channels remain.
         grid: rows and columns of the token grid.
 
     Returns:
@@ -47,10 +48,10 @@ def spectral_loss(student_BPD: Tensor, teacher_BPD: Tensor, *, grid: tuple[int, 
     Raises:
         ValueError: the tokens do not fill the grid, or the teacher is narrower than the student.
 
-    **Source**: SpectralKD (arXiv 2412.19055); its code, `losses.py`.
+    **Source**: SpectralKD (arXiv 2412.19055) and its code, `losses.py`.
 
-    **Differs**: at least fp32. The source uses blocks 0, 1 and 6 to 11 of DeiT, and 0, 1 and 18 to 23 of CaiT-S24; the
-    default here is the first two blocks.
+    **Differs**: the computation is in at least fp32. The default blocks here are the first two. The source uses blocks
+    0, 1 and 6 to 11 of DeiT, and blocks 0, 1 and 18 to 23 of CaiT-S24.
     """
     (B, P, D), width = student_BPD.shape, teacher_BPD.shape[2]
     if P != grid[0] * grid[1] or teacher_BPD.shape[:2] != (B, P) or width < D:

@@ -1,8 +1,9 @@
-"""ViTKD: mimic the teacher's shallow blocks; regenerate its last block from masked tokens.
+"""ViTKD: mimic the teacher's shallow blocks, and regenerate its last block from masked tokens.
 
-The paper's reasons: shallow tokens attend mostly to themselves and cannot be regenerated from one another, so linear
-layers match them. Matching deep tokens directly hurts the student, so they are masked, and a small convolutional
-projector regenerates them.
+The paper gives two reasons for this design. Tokens of shallow blocks attend mostly to themselves and cannot be
+regenerated from one another, so linear layers map the student's tokens directly to the teacher's. Directly matching
+tokens of deep blocks hurts the student. Therefore some of the student's deep tokens are masked, and a small
+convolutional projector generates the teacher's tokens at the masked positions.
 """
 
 import math
@@ -17,44 +18,48 @@ from vitkd_ds.losses.precision import at_least_fp32
 
 Grid = tuple[int, int]
 PAPER_SUMMANDS = 196 * 384
-"""Tokens x teacher width of the paper's smallest pair."""
+"""Number of tokens times teacher width, for the smallest pair of models in the paper."""
 
 
 class ViTKDLoss(nn.Module):
-    """ViTKD loss, alpha * mimic + (beta / mask_ratio) * generate: sums of squares over the number of images.
+    """ViTKD loss, alpha * mimic + (beta / mask_ratio) * generate.
 
-    mimic = sum over two shallow blocks, tokens and channels of (fc_l(student) - teacher)^2.
-    generate = sum over masked tokens and channels of (G(masked fc(student)) - teacher)^2, G = conv3x3, ReLU, conv3x3.
+    Both terms are sums of squares, divided by the number of images:
+    mimic = sum over two shallow blocks, tokens and channels of (fc_l(student) - teacher)^2;
+    generate = sum over masked tokens and channels of (G(masked fc(student)) - teacher)^2.
+    fc_l and fc are linear layers, and G is conv3x3, ReLU, conv3x3.
 
-    Parameters carry the official names, so an official loss state dict loads strictly: `align2.{0,1}` (shallow
-    aligners, Ds -> Dt), `align` (deep aligner), `mask_token` [1, 1, Dt], `generation.{0,2}` (convolutions). With equal
-    widths there are no aligners. All parameters are trained with the student and dropped at export.
+    The parameters have the names of the official code, so that a state dict of the official loss loads with
+    strict=True: `align2.{0,1}` (fc_l), `align` (fc), `mask_token` [1, 1, Dt], `generation.{0,2}` (the convolutions of
+    G). If both models have the same width, there are no linear layers. All parameters are trained with the student and
+    left out of the exported student.
 
     If the grids differ (for example, 16 x 16 teacher tokens and 14 x 14 student tokens), the teacher's features are
-    resized to the student's grid (bilinear with antialiasing, fp32). Mask, projector and sums use that grid.
+    resized to the student's grid, by bilinear interpolation with antialiasing in at least fp32. Mask, G and the sums
+    use the student's grid.
 
     Args:
         student_dim: Ds, width of the student.
         teacher_dim: Dt, width of the teacher.
-        alpha: weight of the shallow term.
-        beta: weight of the deep term.
-        mask_ratio: lambda, the fraction of masked tokens: exactly P - int(P (1 - lambda)) of P.
+        alpha: weight of the shallow term, mimic.
+        beta: weight of the deep term, generate.
+        mask_ratio: lambda, the fraction of masked tokens. Of P tokens, exactly P - int(P (1 - lambda)) are masked.
         scaled: multiply alpha and beta by 196 x 384 / (student tokens x Dt). The paper's values suit sums over 196
-            tokens of width 384; with `scaled`, they suit a pair of any size.
+            tokens of width 384. With `scaled`, they suit models with any number of tokens and any width.
         student_grid: rows and columns of the student's tokens; None assumes a square grid.
         teacher_grid: rows and columns of the teacher's tokens; None assumes a square grid.
 
     Raises:
-        ValueError: invalid width, ratio or grid, here or in `forward`.
+        ValueError: a width, the ratio or a grid is invalid. `forward` raises it for features of other shapes.
 
     **Source**: arXiv 2209.02432, equations of L_lr and L_gen; cls_KD `vitkd.py`.
 
-    **Differs**: from the paper, in the same way as the official code: both sums are divided by the number of images,
-    and the deep one also by the mask ratio; the number of masked tokens is exact; deep features come after the final
-    norm.
+    **Differs**: from the paper, in the same way as the official code does. Both sums are divided by the number of
+    images, and the deep sum is also divided by the mask ratio. The number of masked tokens is fixed. Deep features are
+    taken after the final norm.
 
-    **Differs**: from the official code: `scaled`; grids need not be square or equal; differences, squares and sums are
-    computed in at least fp32.
+    **Differs**: from the official code. The option `scaled` is new. Grids need not be square or equal. Differences,
+    squares and sums are computed in at least fp32.
     """
 
     def __init__(
@@ -105,8 +110,8 @@ class ViTKDLoss(nn.Module):
                 gradients.
             teacher_shallow_BLPD: teacher's shallow tokens, [B, 2, P', Dt]; they are detached.
             teacher_deep_BPD: teacher's deep tokens, [B, P', Dt]; they are detached.
-            noise_BP: random numbers that decide the mask: each image keeps its int(P (1 - lambda)) tokens with the
-                smallest values. None draws them with torch.rand.
+            noise_BP: random numbers that determine the mask. In each image, the int(P (1 - lambda)) tokens with the
+                smallest numbers are not masked. If None, the numbers are drawn with torch.rand.
 
         Returns:
             fp32 scalars `mimic` and `generate`, already weighted, and their sum `total`.
@@ -144,7 +149,7 @@ class ViTKDLoss(nn.Module):
 
 
 class ViTKD(ViTKDLoss):
-    """Loss term `vitkd`: `ViTKDLoss` with the interface of `LossPart`, under the same parameter names."""
+    """Loss term `vitkd`: `ViTKDLoss` with the interface of `LossPart` and unchanged parameter names."""
 
     def __init__(self, term: Any, pair: PairInfo, gather: Any = None) -> None:
         numbers = {name: getattr(term, name) for name in ("alpha", "beta", "mask_ratio", "scaled")}

@@ -11,18 +11,18 @@ from vitkd_ds.losses.precision import at_least_fp32
 
 
 class OrthogonalProjector(nn.Module):
-    """Linear map Ds -> Dt without bias and with orthogonal weight.
+    """Linear map from width Ds to width Dt, without bias and with an orthogonal weight.
 
-    It preserves lengths and angles if Dt >= Ds, and projects onto Dt orthogonal axes if Dt < Ds. The weight consists of
-    the first columns of a product of Householder reflections, and the reflection vectors are the columns of the
+    The map preserves lengths and angles if Dt >= Ds, and projects onto Dt orthogonal axes if Dt < Ds. The weight
+    consists of the first columns of a product of Householder reflections. The reflection vectors are the columns of the
     parameter's lower triangle. Every value of the parameter gives an orthogonal weight, so AdamW, rounding to bf16 and
-    partitioning cannot break orthogonality.
+    partitioning over ranks cannot break orthogonality.
 
     **Source**: torch's `nn.utils.parametrizations.orthogonal` with `orthogonal_map="householder"`.
 
-    **Differs**: the product has the compact form I - V T V', because torch's makes thousands of calls in backward; at
-    least fp32 for any parameter dtype; also for Ds = Dt; no base matrix, so weight decay pulls towards a fixed
-    projection instead of the random start.
+    **Differs**: the product is computed in the compact form I - V T V', because torch's form makes thousands of calls
+    in backward. The computation is in at least fp32 for any dtype of the parameter. The same form is used for Ds = Dt.
+    There is no base matrix, so weight decay pulls the weight towards a fixed projection, not towards the random start.
     """
 
     def __init__(self, student_dim: int, teacher_dim: int) -> None:
@@ -33,7 +33,7 @@ class OrthogonalProjector(nn.Module):
         self.reflections = nn.Parameter(tall if tall.is_meta else torch.geqrf(nn.init.normal_(tall))[0])
 
     def weight(self) -> Tensor:
-        """Return the weight [Dt, Ds], at least fp32. Call it outside autocast."""
+        """Return the weight [Dt, Ds] in at least fp32. Call this method outside autocast."""
         k = self.reflections.shape[1]
         vectors = torch.tril(at_least_fp32(self.reflections), diagonal=-1)
         vectors = vectors + torch.eye(*vectors.shape, dtype=vectors.dtype, device=vectors.device)
@@ -50,7 +50,10 @@ class OrthogonalProjector(nn.Module):
 
 
 class VkD(LossPart):
-    """Loss term `vkd`: the student's mean final patch token against the teacher's mean token or map position."""
+    """Loss term `vkd`: match the mean of the student's final patch tokens to the mean of the teacher's.
+
+    For a convolutional teacher, the positions of its last feature map take the place of patch tokens.
+    """
 
     def __init__(self, term: Any, pair: PairInfo, *others: Any) -> None:
         super().__init__(term, pair, *others)
@@ -63,19 +66,22 @@ class VkD(LossPart):
 
 
 def vkd_loss(projected_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """Compute the smooth L1 distance from the projected to the LayerNormed teacher vector, mean over elements.
+    """Compute the smooth L1 distance between projected student vectors and LayerNormed teacher vectors.
+
+    The distance is averaged over images and channels.
 
     Args:
-        projected_BD: student's pooled tokens [B, Dt], projected to the teacher's width; they receive gradients.
-        teacher_BD: teacher's pooled tokens or map [B, Dt]; they are detached.
+        projected_BD: student's patch tokens, averaged per image and projected to the teacher's width [B, Dt]; they
+            receive gradients.
+        teacher_BD: teacher's patch tokens or feature-map positions, averaged per image [B, Dt]; they are detached.
 
     Returns:
         fp32 scalar.
 
-    **Source**: Miles, Elezi and Deng, "VkD: Improving Knowledge Distillation using Orthogonal Projections", CVPR 2024;
-    its code, `engine.py`.
+    **Source**: Miles, Elezi and Deng, "VkD: Improving Knowledge Distillation using Orthogonal Projections", CVPR 2024,
+    and its code, `engine.py`.
 
-    **Differs**: only in precision, at least fp32. The source also pools patch tokens only.
+    **Differs**: the computation is in at least fp32. Like the source, this code averages only patch tokens.
     """
     target_BD = at_least_fp32(teacher_BD.detach())
     return F.smooth_l1_loss(at_least_fp32(projected_BD), F.layer_norm(target_BD, target_BD.shape[1:]))

@@ -1,4 +1,4 @@
-"""Transformed teacher matching (TTM, WTTM): a power of the teacher's probabilities as its temperature."""
+"""Transformed teacher matching (TTM, WTTM): match a power of the teacher's probabilities."""
 
 import torch
 import torch.nn.functional as F
@@ -18,27 +18,30 @@ class WTTM(LossPart):
 
 
 def wttm_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, gamma: float, weighted: bool = True) -> Tensor:
-    """Compute U KL(q || softmax(student)), mean over images.
+    """Compute U KL(q || softmax(student)), averaged over images.
 
-    q_k = p_k^gamma / U, U = sum_k p_k^gamma, and p is the teacher's softmax.
+    Here q_k = p_k^gamma / U and U = sum_k p_k^gamma, where p is the softmax of the teacher's logits.
 
     Args:
         student_logits_BK: student logits, used without a temperature; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
-        gamma: power of the teacher's probabilities, 1 / temperature; below 1 is softer, above 1 sharper.
-        weighted: weight each image by U (WTTM); if False, compute TTM. With gamma < 1, U is at least 1 and increases
-            with the teacher's uncertainty. With gamma > 1, U is at most 1 and increases with its confidence.
+        gamma: power of the teacher's probabilities; it equals 1 / temperature. A value below 1 makes them softer, a
+            value above 1 sharper.
+        weighted: if True, weight each image by U (WTTM); if False, leave out the factor U (TTM). With gamma < 1, U is
+            at least 1 and increases with the teacher's uncertainty. With gamma > 1, U is at most 1 and increases with
+            the teacher's confidence.
 
     Returns:
-        fp32 scalar, mean over images, to add to the cross-entropy.
+        fp32 scalar. It is added to the usual cross-entropy and does not replace it.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the logits' shapes differ or are not [B, K].
 
-    **Source**: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024; its code,
+    **Source**: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, and its code,
     `wttm.py` and `ttm.py`.
 
-    **Differs**: powers and U are computed from log-probabilities, so that extreme logits stay finite; at least fp32.
+    **Differs**: powers and U are computed from log-probabilities, so that extreme logits give finite values. The
+    computation is in at least fp32.
     """
     check_same_logits(student_logits_BK, teacher_logits_BK)
     scaled_BK = gamma * F.log_softmax(at_least_fp32(teacher_logits_BK.detach()), dim=1)

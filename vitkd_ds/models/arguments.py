@@ -1,4 +1,4 @@
-"""Checks of model arguments and preprocessing from a run or an exported student. No setting may name a file."""
+"""Check the model arguments and preprocessing of a run or an exported student. No value may name a file."""
 
 import dataclasses
 import inspect
@@ -35,11 +35,11 @@ _PREPROCESSING = (
     "label_names",
     "label_descriptions",
 )
-"""Keys of timm's pretrained_cfg that a description may set. Other keys may name files that timm would load."""
+"""Keys of timm's pretrained_cfg that a student.json may set. Other keys may name files that timm would load."""
 
 
 def check_model_args(model_args: Mapping[str, Any], cls: type[nn.Module], *, role: str) -> None:
-    """Raise ValueError for arguments that the class does not accept or that other settings own."""
+    """Raise ValueError for an argument that the class does not accept, or that another setting determines."""
     known = _arguments_of(cls)
     for name, value in model_args.items():
         if name in _OWNED_ARGS:
@@ -60,7 +60,7 @@ def takes_image_size(cls: type[nn.Module]) -> bool:
 def _arguments_of(cls: type[nn.Module]) -> list[str]:
     """Return the argument names of a timm class, including the fields of its configuration if it has one.
 
-    Other arguments go to timm.create_model itself and may name files that it would unpickle.
+    All other arguments would be used by timm.create_model itself, and could name files that it would unpickle.
     """
     named = VisionTransformer if issubclass(cls, VisionTransformer) else cls  # subclasses pass **kwargs on
     signature = inspect.signature(named.__init__, eval_str=True).parameters
@@ -70,7 +70,7 @@ def _arguments_of(cls: type[nn.Module]) -> list[str]:
 
 
 def preprocessing_of(description: Mapping[str, Any], weights: Path) -> dict[str, Any]:
-    """Return a description's additions to timm's pretrained_cfg. Raises ValueError for keys that may name a file."""
+    """Return the values in a student.json for timm's pretrained_cfg. Raises ValueError if a key may name a file."""
     described = description["args"].get("pretrained_cfg_overlay", {}) | description["normalization"]
     if unknown := sorted(described.keys() - {*_PREPROCESSING}):
         raise ValueError(

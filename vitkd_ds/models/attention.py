@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from vitkd_ds.losses.precision import at_least_fp32
 
 KINDS = (Attention, AttentionRope, EvaAttention)
-"""timm's attention classes with known computation of queries and keys. A subclass may differ."""
+"""timm's attention classes whose queries and keys this module can compute. A subclass may compute them differently."""
 
 
 class AttentionMaps:
     """Attention maps of chosen blocks, computed by hooks during the model's forward pass.
 
     The blocks run unchanged, with fused attention. A hook runs inside its block's forward, so the weights are available
-    even if ZeRO gathers them only for that time. The hooks store maps between `begin` and `take`.
+    even if ZeRO gathers them only for the block. The hooks store maps only between `begin` and `take`.
 
     Args:
         model: an instance of `vitkd_ds.models.features.TOKEN_MODELS` with unwrapped blocks.
@@ -42,9 +42,9 @@ class AttentionMaps:
         self._found = {}
 
     def take(self) -> dict[int, Tensor]:
-        """Return and discard the maps: by block, attention among patches [B, P, P], mean over heads, at least fp32.
+        """Return the maps by block, and forget them: attention among patches, [B, P, P], in at least fp32.
 
-        Rows sum to less than 1 if prefix tokens receive the rest of the attention.
+        A map is averaged over heads. Its rows sum to less than 1 if prefix tokens receive some of the attention.
         """
         found = self._found
         self._found = None
@@ -74,13 +74,13 @@ def check_attention(model: nn.Module, blocks: Sequence[int], *, role: str, term:
 def mean_attention(
     attention: nn.Module, tokens_BND: Tensor, rope: Tensor | None = None, *, num_queries: int | None = None
 ) -> Tensor:
-    """Return an attention layer's probabilities [B, N, N], mean over heads, in at least fp32.
+    """Return the probabilities of an attention layer, averaged over heads: [B, N, N], in at least fp32.
 
     Args:
         attention: a layer of one of KINDS.
         tokens_BND: the layer's input.
         rope: the rotary embedding passed to the layer, if any.
-        num_queries: compute only the first rows; None computes all.
+        num_queries: number of rows to compute, from the first; None computes all N.
     """
     query_BAND, key_BAND = _queries_and_keys(attention, tokens_BND, rope)
     query_BAND = at_least_fp32(query_BAND[:, :, :num_queries])
@@ -114,7 +114,7 @@ def _rotated(attention: nn.Module, queries_BAND: Tensor, rope: Tensor) -> Tensor
 
 
 def _bias(attention: nn.Module) -> Tensor | None:
-    """Return the bias of EVA's joint projection (zero for keys), or None if the projection layer has its own bias."""
+    """Return the bias of EVA's joint projection, which is 0 for keys; None if the projection layer has its own bias."""
     if getattr(attention, "q_bias", None) is None:
         return None
     return torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])

@@ -41,16 +41,16 @@ def build_student(
 ) -> nn.Module:
     """Build the student on the CPU in fp32, initialised according to `config.init`.
 
-    The classifier is initialised randomly if the weights are for other classes: another number of classes, or other
-    names than `classes` in the weights' description. All other weights must fit exactly. A position embedding for
-    another patch grid is interpolated if the configuration allows it.
+    The classifier is random if the weights have another number of classes, or if their student.json lists other names
+    than `classes`. All other weights must fit exactly. A position embedding for another patch grid is interpolated if
+    `config.allow_other_resolution` is set.
 
     Args:
         classes: class names of the data in label order; None if unknown.
         needs_blocks: see `build_teacher`.
 
     Raises:
-        ValueError: the model, its arguments or its weights are invalid; the message names the key.
+        ValueError: the model, its arguments or its weights are invalid; the message names the setting.
     """
     model = _create(
         config,
@@ -86,12 +86,12 @@ def build_teacher(
 
     Args:
         role: teacher or teachers.NAME, for error messages.
-        needs_blocks: a term compares blocks, so the model must be one of TOKEN_MODELS.
+        needs_blocks: a term compares blocks, so the model must be an instance of TOKEN_MODELS.
         needs_logits: a term compares logits, so the classifier must have data.num_classes. If False, a classifier for
-            another number of classes is dropped and the model has num_classes 0. `config.head` replaces any classifier:
-            it becomes the model's `linear_head`, and `tap_features` computes logits with it.
-        stream: if possible, leave the weights in their file. The model is then on the meta device with a
-            `WeightStream` as `weight_stream`. This needs safetensors and one of TOKEN_MODELS with unchanged weights.
+            another number of classes is dropped, and num_classes of the model is 0. With `config.head`, the probe in
+            that file replaces the classifier. `tap_features` computes the logits with it, as `model.linear_head`.
+        stream: if possible, leave the weights in their file. The model is then on the meta device, and its
+            `weight_stream` is a `WeightStream`. This needs an instance of TOKEN_MODELS and safetensors that fit it.
 
     Raises:
         ValueError: as in `build_student`.
@@ -115,7 +115,7 @@ def build_teacher(
 def _streamed_teacher(
     config: TeacherConfig, data: DataConfig, *, role: str, needs_blocks: bool, needs_logits: bool
 ) -> nn.Module | None:
-    """Build the teacher on the meta device with a `weight_stream`; return None if it cannot be streamed."""
+    """Return the teacher on the meta device with a `weight_stream`; None if the weights cannot be streamed."""
     path = None if config.checkpoint == "random" else teacher_file(config)
     if config.checkpoint == "hub":
         path = hub_file(config.model, key=f"{role}.checkpoint")
@@ -147,8 +147,8 @@ def build_exported(description: Mapping[str, Any], weights: Path) -> nn.Module:
     """Build an exported student on the CPU in fp32.
 
     Args:
-        description: content of its student.json.
-        weights: its weight file.
+        description: content of the student's student.json.
+        weights: the student's weight file.
 
     Raises:
         ValueError: as in `build_student`, or the classifier does not fit.
@@ -165,13 +165,13 @@ def build_exported(description: Mapping[str, Any], weights: Path) -> nn.Module:
 
 
 def _load_file(model: nn.Module, config: ModelConfig, path: Path, *, key: str, **classifier: bool) -> None:
-    """Load weights, and the normalisation from the description next to them."""
+    """Load weights from a file, and the normalisation from the .json file next to it."""
     load_weights(model, path, key=key, allow_other_grid=config.allow_other_resolution, **classifier)
     _take_normalization(model, path)
 
 
 def _take_normalization(model: nn.Module, path: Path) -> None:
-    """Set a model's normalisation from the description next to its weights, if there is one."""
+    """Set a model's normalisation from the .json file next to its weights, if the file has one."""
     if normalization := description_beside(path).get("normalization"):
         model.pretrained_cfg = model.pretrained_cfg | {key: normalization[key] for key in ("mean", "std")}
 
@@ -179,7 +179,7 @@ def _take_normalization(model: nn.Module, path: Path) -> None:
 def without_fused_attention(model: nn.Module) -> None:
     """Switch a timm model to unfused attention, which is faster on a CPU.
 
-    There, backward of torch's fused attention takes half of a step (EXPERIMENTS.md).
+    On a CPU, the backward pass of torch's fused attention takes half of a step (EXPERIMENTS.md).
     """
     for module in model.modules():
         if hasattr(module, "fused_attn"):
@@ -194,8 +194,8 @@ def teacher_file(config: TeacherConfig) -> Path:
 def license_of(config: TeacherConfig) -> str | None:
     """Return the licence of a teacher's weights, or None if it is unknown.
 
-    It is the licence in timm's configuration of the named weights. For a model distilled here, it is the licences of
-    its teachers.
+    For timm's weights, it is the licence in timm's configuration. For a student of this package, it lists the licences
+    of the student's teachers.
     """
     if config.checkpoint in ("demo", "random"):
         return None
@@ -209,22 +209,22 @@ def license_of(config: TeacherConfig) -> str | None:
 
 
 def model_args_of(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
-    """Return the arguments to rebuild the model with timm: `timm.create_model(made["model"], **made["args"])`."""
+    """Return a dict `made`, so that `timm.create_model(made["model"], **made["args"])` rebuilds the model."""
     args = {"num_classes": data.num_classes, "img_size": data.image_size, **config.model_args}
     return {"model": config.model, "args": args}
 
 
 def normalization_of(model: nn.Module, *, image_size: int = 0) -> Normalization:
-    """Return the normalisation of a model, from its timm configuration.
+    """Return the normalisation in the timm configuration of a model.
 
-    With `image_size` (pixels), the normalisation first resizes images to that size.
+    With an `image_size` in pixels, the normalisation first resizes images to this size; 0 does not resize.
     """
     statistics = {key: tuple(model.pretrained_cfg[key]) for key in ("mean", "std")}
     return ResizedNormalization(**statistics, image_size=image_size) if image_size else Normalization(**statistics)
 
 
 def statistics_of(config: StudentConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation of `normalization_of` without building the model."""
+    """Return the mean and standard deviation that `normalization_of` would return, without building the model."""
     described = _default_model(config.model, role="student").pretrained_cfg
     if config.init not in ("", "hub"):
         described = described | description_beside(Path(config.init)).get("normalization", {})
@@ -283,7 +283,7 @@ def _create(
 
 
 def _default_model(name: str, *, role: str) -> nn.Module:
-    """Return the named model without model_args on the meta device. It is cached, so callers must not modify it."""
+    """Return the named model without model_args, on the meta device. It is cached, so callers must not modify it."""
     check_model_name(name, role=role)
     try:
         return _on_meta(name)
@@ -295,6 +295,6 @@ def _default_model(name: str, *, role: str) -> nn.Module:
 
 @cache
 def _on_meta(name: str) -> nn.Module:
-    """Create a model once. timm runs its initialisation even on meta, which takes half a second for a ViT-Large."""
+    """Create a model and cache it. Even on the meta device, timm takes half a second to initialise a ViT-Large."""
     with torch.device("meta"):
         return timm.create_model(name)

@@ -50,15 +50,16 @@ def forward_flops(model: nn.Module, image_size: int) -> int:
 
 
 def step_gflops(costs: dict[str, dict[str, Any] | None]) -> float:
-    """Return the GFLOPs per image of a training step without losses, from the costs of all models in config.json.
+    """Return the GFLOPs per image of a training step without losses, from the models' costs in config.json.
 
-    The student counts three times, because backward costs two forward passes. Teachers count once.
+    The student's forward pass counts three times, because backward costs as much as two forward passes. A teacher's
+    counts once.
     """
     return 3 * costs["student"]["gflops"] + sum(cost["gflops"] for cost in teachers.read(costs).values())
 
 
 def head_of(model: nn.Module) -> str | None:
-    """Describe the classifier's input in a timm VisionTransformer or Eva; None for other models."""
+    """Return words for the input of the classifier in a timm VisionTransformer or Eva; None for other models."""
     if not isinstance(model, TOKEN_MODELS):
         return None
     if hasattr(model, "head_dist"):
@@ -67,15 +68,16 @@ def head_of(model: nn.Module) -> str | None:
 
 
 def keep_patches(model: nn.Module, number: int) -> None:
-    """Make a model on meta drop all but `number` patches of an image."""
+    """Make a model on the meta device drop all but `number` patches of each image."""
     model.patch_drop = KeptTokens(model.num_prefix_tokens)
     model.patch_drop.kept_BL = torch.zeros(1, number, dtype=torch.int64, device="meta")
 
 
 def cost_of(model: nn.Module, image_size: int, *, keep_tokens: int = 0) -> dict[str, Any]:
-    """Return parameters, tokens (None without a token grid), head, and GFLOPs per image of a model on meta.
+    """Return the cost of a model on the meta device: parameters, tokens, head, and GFLOPs per image.
 
-    `keep_tokens` is the number of patches that the model sees; 0 is all.
+    Tokens and head are None for a model other than a VisionTransformer or Eva. `keep_tokens` is the number of patches
+    that the model sees; 0 is all.
     """
     tokens = num_tokens(model)
     if keep_tokens:
@@ -90,11 +92,11 @@ def cost_of(model: nn.Module, image_size: int, *, keep_tokens: int = 0) -> dict[
 
 
 def term_cost(term: Term, pair: PairInfo, *, num_classes: int) -> tuple[int, int]:
-    """Return a term's cost per image: operations of forward and backward, and bytes kept in between.
+    """Return the cost of a term per image: operations of forward and backward, and bytes kept from forward to backward.
 
-    The bytes are the teacher's bf16 features and the tensors that autograd saves; the student's features count as part
-    of the student. The term runs on the CPU, on zeros, with one and two images; the difference is the cost per image.
-    Operations are counted as in `forward_flops`.
+    The bytes are those of the teacher's bf16 features and of the tensors that autograd saves. The student's features do
+    not count, because they belong to the cost of the student. The term runs on the CPU on zeros, with one image and
+    with two images, and the difference is the cost per image. Operations are counted as in `forward_flops`.
     """
     part = part_of(term)(term, pair)
     for parameter in part.parameters():  # but not the buffers, because some stay in fp32

@@ -1,8 +1,8 @@
 """The trainable module: the student together with all parameters of the losses.
 
-The engine calls it once per micro-batch. The losses run inside the engine's forward, so their aligners, mask token and
-projector are sharded, clipped, checkpointed and compiled together with the student. The teacher is separate
-(`vitkd_ds.engine.teacher`); only its features are passed in.
+The engine calls it once per micro-batch. The losses run inside the engine's forward, so their parameters (aligners,
+mask token, projector) are sharded, clipped, checkpointed and compiled together with the student. The teacher is not a
+part of the module (see `vitkd_ds.engine.teacher`); only its features are passed in.
 """
 
 from importlib import import_module
@@ -27,10 +27,10 @@ class Distiller(nn.Module):
         student: the timm model to train and export.
         losses: settings of the terms. A term with weight 0 is not computed and has no parameters.
         pair: widths and patch grids of student and teacher; None if no term compares tokens. With several teachers, a
-            dict by teacher name.
-        gather: function that concatenates a tensor of all ranks, see `LossPart`; None for a single rank.
+            dict from teacher name to such a value.
+        gather: function that concatenates the tensors of all ranks, see `LossPart`; None for a single rank.
         keep_tokens: number of patches that the student's attention selects for the teacher; 0 selects all. With several
-            teachers, a dict by teacher name.
+            teachers, a dict from teacher name to number.
     """
 
     def __init__(
@@ -76,14 +76,15 @@ class Distiller(nn.Module):
             images_BCHW: normalised images in the student's dtype.
             targets_BK: soft labels, fp32; [B, 0] without labels.
             teacher: the teacher's features of the same images; None if no term needs them. With keep_tokens, a
-                function from the selected patch indices, int64 [B, keep_tokens], to the features. With several
-                teachers, a dict by teacher name.
-            weights: weight of each active term at this step, fp32 scalars.
+                function that computes the features from the selected patch indices, int64 [B, keep_tokens]. With
+                several teachers, a dict from teacher name to such a value.
+            weights: weight of each active term at this step by name, fp32 scalars.
 
         Returns:
-            fp32 scalars. `total`, for backward, is the sum of weight x term (x factor, with `losses.balance`). Each
-            term's parts are unweighted and detached, for the log; ViTKD's term is the sum of `vitkd_mimic` and
-            `vitkd_generate`. With `losses.balance`, balance_TERM is each term's factor.
+            fp32 scalars by name. `total` is for backward: the sum of weight x term (x factor, with `losses.balance`)
+            over the terms. All other values are for the log. Each term contributes its unweighted, detached summands;
+            for example, ViTKD's term is the sum of `vitkd_mimic` and `vitkd_generate`. With `losses.balance`,
+            balance_TERM is the factor of a term.
         """
         teachers = by_name(teacher)
         if self.keep_tokens:
@@ -97,7 +98,7 @@ class Distiller(nn.Module):
         }
         keys = ["total", *(key for part in parts.values() for key in part)]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"the names of all terms' parts must differ, also from total, got {sorted(keys)}")
+            raise ValueError(f"values of loss terms must have different names, none of them total, got {sorted(keys)}")
         values = {name: sum(part.values()) for name, part in parts.items()}
         weighted = torch.stack([weights[name] * value for name, value in values.items()])
         factors: dict[str, Tensor] = {}
@@ -113,9 +114,9 @@ class Distiller(nn.Module):
         )
 
     def split_by_decay(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Split the trainable parameters into (with weight decay, without weight decay).
+        """Return two lists of trainable parameters: those with weight decay, and those without.
 
-        Norms, biases, LayerScale and the names in timm's no_weight_decay are exempt. ViTKD's mask token decays, as in
+        Norms, biases, LayerScale and the weights in timm's no_weight_decay have none. ViTKD's mask token decays, as in
         the official code.
         """
         exempt = {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}

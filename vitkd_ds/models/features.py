@@ -1,8 +1,10 @@
 """Features of unmodified timm models, and the shape legend of the project.
 
-Tensor names end in their axes: B images per micro-batch per GPU, C H W image, P patch tokens, N all tokens (prefix and
-patches), D embedding width (Ds student, Dt teacher), K classes, A heads, L tapped blocks. timm's
-`forward_intermediates` returns block outputs, so no backbone is modified.
+Tensor names end in the names of their axes: B images of a micro-batch on one rank; C, H, W channels, height and width;
+P patch tokens; N all tokens (prefix and patches); D embedding width (Ds student, Dt teacher); K classes; A heads;
+L selected blocks, or in `kept_BL` selected patches.
+
+timm's `forward_intermediates` returns block outputs, so no backbone is modified.
 """
 
 from typing import Any, Sequence
@@ -14,8 +16,8 @@ from vitkd_ds.losses.part import Features
 from vitkd_ds.models.attention import AttentionMaps
 
 TOKEN_MODELS = (VisionTransformer, Eva)
-"""timm classes with a constant token grid, so that their blocks can be tapped: VisionTransformer (ViT, DeiT, DINOv2,
-CLIP, SigLIP) and Eva (DINOv3, EUPE, PE, EVA-02)."""
+"""timm classes whose block outputs can be returned, because all their blocks have the same token grid:
+VisionTransformer (ViT, DeiT, DINOv2, CLIP, SigLIP) and Eva (DINOv3, EUPE, PE, EVA-02)."""
 
 
 def tap_features(
@@ -34,17 +36,18 @@ def tap_features(
     Args:
         model: the model, in train or eval mode.
         images_BCHW: normalised images in the model's dtype.
-        blocks: blocks to tap, ascending from 0, for an instance of TOKEN_MODELS. For any timm model, () returns logits,
-            pooled feature and final tokens, and None returns only logits.
-        maps: attention maps of the model to include in the result; None for no attention.
+        blocks: indices of the blocks whose outputs to return, in ascending order from 0. Only an instance of
+            TOKEN_MODELS has such outputs. For any timm model, () returns logits, pooled feature and final tokens, and
+            None returns only logits.
+        maps: the model's `AttentionMaps`, whose maps to include in the result; None for no maps.
 
     Returns:
         `Features` in the model's dtype.
 
     Raises:
-        ValueError: blocks are tapped in a model other than TOKEN_MODELS, do not exist, or do not ascend.
+        ValueError: a block does not exist, the indices do not ascend, or the model is not an instance of TOKEN_MODELS.
 
-    **Source**: cls_KD's edited backbones (blocks: their outputs; final: after the final norm).
+    **Source**: cls_KD's edited backbones, which return the outputs of blocks, and the tokens after the final norm.
     """
     head = getattr(model, "linear_head", None)
     if blocks is None and head is None:
@@ -72,8 +75,8 @@ def tap_features(
 def describe_pooled(model: nn.Module) -> dict[str, Any]:
     """Describe how to compute a model's `pooled_BD` from timm's `forward_features`, without this package.
 
-    For tokens [B, N, width], it is the class token (the first) or the mean of the tokens after `num_prefix_tokens`. For
-    a feature map, it is the mean over positions.
+    For tokens [B, N, width], the pooled feature is the class token (the first token), or the mean of the tokens after
+    the first `num_prefix_tokens`. For a feature map, it is the mean over positions.
     """
     has_class_token = getattr(model, "cls_token", None) is not None
     average = "average of the patch tokens" if isinstance(model, TOKEN_MODELS) else "average of the positions"
@@ -85,14 +88,14 @@ def describe_pooled(model: nn.Module) -> dict[str, Any]:
 
 
 def features_of_logits(logits: Tensor | tuple[Tensor, Tensor]) -> Features:
-    """Wrap a timm model's output: logits, or logits of both heads if a distilled model is in train mode."""
+    """Return `Features` of a timm model's output: logits, or a distilled model's logits of both heads in train mode."""
     return Features(logits) if isinstance(logits, Tensor) else Features(logits[0], distillation_BK=logits[1])
 
 
 def patch_tokens(model: nn.Module, features: Tensor) -> Tensor:
     """Convert the result of timm's `forward_features` to patch tokens [B, P, D].
 
-    Tokens lose their prefix; a feature map is flattened to its positions.
+    Prefix tokens are removed. A feature map becomes one token per position.
     """
     if features.ndim == 3:
         return features[:, getattr(model, "num_prefix_tokens", 0) :]

@@ -1,6 +1,7 @@
 """Fit a file's weights to a model, without silent changes.
 
-Another patch grid must be allowed by a setting, a dropped classifier is logged, and any other difference is an error.
+A different patch grid is accepted only if a setting allows it. If the classifier is dropped, this is logged. Any other
+difference raises an error.
 """
 
 import logging
@@ -37,7 +38,7 @@ def load_weights(
         key, allow_other_grid, needs_classifier, has_other_classes: see `fit_state`.
 
     Raises:
-        ValueError: the file does not fit; the message lists the tensors.
+        ValueError: the file does not fit; the message lists the tensors that differ.
     """
     options = {"allow_other_grid": allow_other_grid, "needs_classifier": needs_classifier}
     state = load_state_dict_file(path)
@@ -54,23 +55,24 @@ def fit_state(
     needs_classifier: bool,
     has_other_classes: bool = False,
 ) -> dict[str, Tensor]:
-    """Fit a state dict to a timm model, using only names and shapes.
+    """Return the state dict of a file, adapted to a timm model. Only names and shapes are compared.
 
     Args:
-        state: tensors under timm's names. They and the model may be on the meta device.
+        state: tensors under timm's names. The tensors and the model may be on the meta device.
         path: file of the tensors, for messages.
-        key: option that errors name, such as student.init.
-        allow_other_grid: interpolate a position embedding of another square patch grid.
+        key: option to name in error messages, such as student.init.
+        allow_other_grid: interpolate the position embedding if the file has another square patch grid. If False, raise
+            an error.
         needs_classifier: raise an error if the classifier does not fit. If False, it is dropped with a log line: a
             student keeps its random classifier, and a teacher becomes a model without a classifier.
-        has_other_classes: the file's classifier is for other classes, even if its shape fits.
+        has_other_classes: the file's classifier is known to be for other classes, even if its shape fits.
 
     Returns:
-        State dict for `load_state_dict`: the same tensors, except an interpolated position embedding or a replaced
-        classifier.
+        State dict for `load_state_dict`. It has the same tensors, except that a position embedding may be interpolated,
+        and a classifier replaced or dropped.
 
     Raises:
-        ValueError: the tensors do not fit; the message lists them.
+        ValueError: some tensors do not fit; the message lists them.
     """
     own = model.state_dict()
     if isinstance(model, TOKEN_MODELS):
@@ -97,7 +99,7 @@ def fit_state(
 
 
 def _classifier(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the classifier's weights in the model and the file; either may lack one."""
+    """Return the names of the classifier's weights in the model and in the file. Either of the two may have none."""
     layers = model.pretrained_cfg["classifier"]
     layers = (layers,) if isinstance(layers, str) else layers
     return [name for name in {**model.state_dict(), **state} if name.rpartition(".")[0] in layers]
@@ -119,7 +121,7 @@ def _misfit_of_classifier(model: nn.Module, state: Mapping[str, Tensor], key: st
 
 
 def _at_own_grid(model: nn.Module, state: dict[str, Tensor], *, source: str, is_allowed: bool) -> dict[str, Tensor]:
-    """Return the weights with timm's renames and, if allowed, the position embedding resized to the model's grid."""
+    """Return the weights under timm's current names; interpolate the position embedding if necessary and allowed."""
     own = model.state_dict()
     patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     # timm's filter silently resizes patch embeddings of another patch size and drops a pre-logits layer. Neither may go
@@ -135,7 +137,7 @@ def _at_own_grid(model: nn.Module, state: dict[str, Tensor], *, source: str, is_
 
 
 def _check_grid(model: nn.Module, positions: int, *, source: str, is_allowed: bool) -> None:
-    """Raise ValueError for another number of positions, unless it is another square grid and that is allowed."""
+    """Raise ValueError unless a file's number of positions belongs to a square grid and interpolation is allowed."""
     num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     side = math.isqrt(max(0, positions - num_prefix))
     rows, columns = model.patch_embed.grid_size
@@ -154,5 +156,5 @@ def _check_grid(model: nn.Module, positions: int, *, source: str, is_allowed: bo
 
 
 def _role(key: str) -> str:
-    """Return the model's role from the key of its weights: teacher.checkpoint gives teacher, student gives student."""
+    """Return a model's role from the key of its weights: teacher for teacher.checkpoint, student for student."""
     return key.rpartition(".")[0] or key

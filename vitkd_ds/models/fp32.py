@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def fp32_products(allow_tf32: bool) -> Iterator[None]:
-    """Within the context, compute fp32 matrix products and convolutions on a GPU in TF32, or in full fp32."""
+    """In this context, fp32 matrix products and convolutions on a GPU use TF32 if `allow_tf32`, otherwise full fp32."""
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
     try:

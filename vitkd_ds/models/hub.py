@@ -1,4 +1,4 @@
-"""timm's pretrained weights: check model names, check that weights fit, and find or download their file."""
+"""Check timm's model names, check that its pretrained weights fit, and find or download the weight file."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ HUB_FILE = "model.safetensors"
 CACHED_FILES = (HUB_FILE, "pytorch_model.bin")
 """Weight files that timm downloads from the hub."""
 REACH_S = 4
-"""Timeout in seconds for an answer of the hub. Its client would retry for 23 seconds."""
+"""Timeout in seconds for an answer of the hub. Without it, the hub's client would retry for 23 seconds."""
 _OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Arguments that timm.create_model passes to every model function."""
 
 
 def check_model_name(name: str, *, role: str) -> None:
-    """Raise ValueError, with the nearest names, if timm has no model of this name."""
+    """Raise ValueError if timm has no model of this name; the message suggests the nearest names."""
     architecture = name.partition(".")[0]
     if role != "student":
         _register_teacher(architecture)
@@ -65,13 +65,13 @@ def hub_file(name: str, *, key: str = "teacher.checkpoint") -> Path | None:
 
     Args:
         name: model name with or without a tag.
-        key: setting that errors name.
+        key: setting to name in error messages.
 
     Returns:
-        None if the hub has no safetensors file of them.
+        The path, or None if the hub has no safetensors file with these weights.
 
     Raises:
-        ValueError: the weights are not available.
+        ValueError: the weights are neither in the cache nor available from the hub.
         Unreadable: the disk failed.
     """
     check_model_name(name, role=key.rpartition(".")[0])
@@ -88,7 +88,7 @@ def hub_file(name: str, *, key: str = "teacher.checkpoint") -> Path | None:
 
 
 def check_hub_is_reached(name: str, *, key: str) -> None:
-    """Raise ValueError if pretrained weights are not in the local cache and the hub does not answer."""
+    """Raise ValueError if a model's pretrained weights are not in the local cache and the hub does not answer."""
     pretrained = timm.get_pretrained_cfg(name)
     repository = pretrained.hf_hub_id if pretrained else None
     if not repository or any(isinstance(try_to_load_from_cache(repository, file), str) for file in CACHED_FILES):
@@ -102,7 +102,7 @@ def check_hub_is_reached(name: str, *, key: str) -> None:
 
 
 def _not_had(name: str, key: str, error: Exception) -> ValueError:
-    """Return the error for unavailable weights. Raises Unreadable instead if the disk failed."""
+    """Return the error for unavailable weights. If `error` is a failure of the disk, raise Unreadable instead."""
     raise_if_of_the_disk(error, f"the cached weights of {name}")
     return ValueError(
         f"{key}=hub: the weights of {name} are not in this node's cache and cannot be downloaded: "
@@ -116,7 +116,7 @@ def check_hub(
 ) -> None:
     """Raise ValueError, before any download, if timm's pretrained weights do not fit without changes.
 
-    `default` is the model with timm's default arguments.
+    `default` is this model, built with timm's default arguments.
     """
     pretrained: Any = default.pretrained_cfg
     key = "student.init" if role == "student" else f"{role}.checkpoint"

@@ -1,4 +1,4 @@
-"""Linear probe that adds class logits to a headless teacher, as published for DINOv3."""
+"""Linear probe that computes class logits from a headless teacher's features, as published for DINOv3."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from vitkd_ds.models.weights import load_state_dict_file
 class LinearHead(nn.Linear):
     """Linear classifier on the pooled feature, or on the pooled feature and the mean patch token.
 
-    The head's width decides between them. The pooled feature is `pooled_BD` of `tap_features`: the class token, or the
-    mean patch token of a model without one.
+    The number of columns of the weight decides which. The pooled feature is `pooled_BD` of `tap_features`: the class
+    token, or the mean patch token of a model without a class token.
 
-    **Source**: linear evaluation of DINOv2 and DINOv3, which concatenate in this order.
+    **Source**: linear evaluation of DINOv2 and DINOv3, which concatenate the two in this order.
     """
 
     def forward(self, pooled_BD: Tensor, final_BPD: Tensor) -> Tensor:
@@ -27,15 +27,15 @@ class LinearHead(nn.Linear):
 def load_head(
     path: Path, *, key: str = "teacher.head", dim: int, num_classes: int, has_class_token: bool
 ) -> LinearHead:
-    """Load a linear probe from a file with one weight and at most one bias [K], under any names.
+    """Load a linear probe from a file with one weight and at most one bias. Their names do not matter.
 
-    The weight is [K, dim] or, for a model with a class token, also [K, 2 dim].
+    The weight is [K, dim]. If the model has a class token, it may instead be [K, 2 dim]. The bias is [K].
 
     Args:
         path: weight file.
-        key: setting that errors name.
+        key: setting to name in error messages.
         dim: feature width of the model.
-        num_classes: K.
+        num_classes: K, the number of classes.
         has_class_token: whether the model has a class token.
 
     Raises:

@@ -1,6 +1,6 @@
 """Normalise images by a model's mean and standard deviation.
 
-This is not part of the model, because `module.bfloat16()` would also round these constants.
+The constants are not part of the model, because `module.bfloat16()` would round them.
 """
 
 import functools
@@ -19,7 +19,7 @@ class Normalization:
     std: tuple[float, float, float]
 
     def apply(self, images_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
-        """Compute (images / 255 - mean) / std in fp32 and round once.
+        """Compute (images / 255 - mean) / std in fp32, and round the result to `dtype` once.
 
         Args:
             images_BCHW: RGB images, uint8 or floating point, 0..255.

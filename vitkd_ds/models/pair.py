@@ -1,4 +1,4 @@
-"""Check that teacher and student are compatible, and return their feature shapes for the losses."""
+"""Check that student and teacher are compatible, and return the shapes of their features for the losses."""
 
 import math
 
@@ -20,14 +20,14 @@ def check_pair(
 
     Args:
         image_size: height and width of the student's input in pixels.
-        teacher_image_size: height and width of the teacher's input in pixels; 0 is the same.
+        teacher_image_size: height and width of the teacher's input in pixels; 0 means that of the student.
 
     Returns:
-        Widths and patch grids, or None if only logits are compared.
+        Widths and patch grids of both models, or None if the terms compare only logits.
 
     Raises:
-        ValueError: a teacher with classes has another number of them than the student, or a tapped block or the
-            distillation token does not exist.
+        ValueError: the teacher has a classifier with a different number of classes than the student's; a model lacks a
+            block that a term reads; or a term needs a distillation token and the student has none.
     """
     if teacher.num_classes and student.num_classes != teacher.num_classes:
         raise ValueError(
@@ -62,10 +62,10 @@ def check_pair(
 
 
 def _shape(model: nn.Module, image_size: int, others: str) -> tuple[int, tuple[int, int]]:
-    """Return the width, and (rows, columns), of a model's final tokens or feature map.
+    """Return the width, and the grid (rows, columns), of a model's final tokens or feature map.
 
     Raises:
-        ValueError: they do not form a square; the message ends with `others`, a remedy.
+        ValueError: the model's output is not a square grid. The message ends with `others`, the remedy.
     """
     if isinstance(model, TOKEN_MODELS):
         return model.embed_dim, model.patch_embed.grid_size

@@ -1,7 +1,7 @@
 """MaskedKD: the teacher sees only the patches with the largest attention from the student's class token.
 
-The student runs first, because its attention selects the patches; see `Distiller.forward`. The class token's row of the
-last block's attention is computed again, because fused attention does not store it.
+The student runs first, because its attention selects the patches; see `Distiller.forward`. The attention from the
+class token in the last block is computed again, because fused attention does not store it.
 
 **Source**: MaskedKD (ECCV 2024) and its code, `losses.py`: attention is averaged over heads, and the largest values
 are selected.
@@ -19,9 +19,9 @@ from vitkd_ds.models.features import features_of_logits
 
 
 class KeptTokens(nn.Module):
-    """Replacement of a VisionTransformer's `patch_drop` (after the position embedding) that selects tokens.
+    """Replacement for a VisionTransformer's `patch_drop`, which runs after the position embedding. It selects tokens.
 
-    It keeps prefix tokens and the patches with the indices `kept_BL`; None keeps all patches.
+    It keeps the prefix tokens, and the patches with the indices `kept_BL`. If `kept_BL` is None, it keeps all patches.
     """
 
     def __init__(self, num_prefix_tokens: int) -> None:
@@ -42,8 +42,8 @@ def logits_and_attention(model: VisionTransformer, images_BCHW: Tensor) -> tuple
     """Run a student once and return its logits, equal to `model(images)` bit for bit, and its class token's attention.
 
     Returns:
-        Features with only logits, in the model's dtype; and the last block's attention from the class token to each
-        patch, fp32 [B, P], mean over heads, without gradient. Prefix tokens are removed.
+        Features with only logits, in the model's dtype, and the attention from the class token to each patch in the
+        last block: fp32 [B, P], averaged over heads, without gradient and without prefix tokens.
     """
     before_last = [len(model.blocks) - 2]
     tokens_BND, [(patches_BPD, prefix_BND)] = model.forward_intermediates(
@@ -70,8 +70,8 @@ def check_selection(student: nn.Module, teacher: nn.Module, keep_tokens: int, *,
     if student.cls_token is None or len(student.blocks) < 2 or not isinstance(getattr(last, "attn", None), Attention):
         raise ValueError(
             f"{key} needs a student with a class token, two or more blocks, and timm's Attention, got "
-            f"{type(student).__name__} with {len(student.blocks)} blocks, {type(last).__name__}, class token "
-            f"{student.cls_token is not None}. Set --{place}.keep_tokens=0."
+            f"{type(student).__name__} with {len(student.blocks)} blocks of type {type(last).__name__} and "
+            f"{'no' if student.cls_token is None else 'a'} class token. Set --{place}.keep_tokens=0."
         )
     grids = [model.patch_embed.grid_size for model in (student, teacher)]
     if grids[0] != grids[1]:

@@ -1,7 +1,7 @@
 """Read weights block by block, so that a model may be larger than a machine's memory.
 
-The model is built on torch's meta device, which uses no memory, and checked against the header of its file.
-`vitkd_ds.engine.teacher` then reads one block, partitions it over the ranks, and reads the next.
+The model is built on torch's meta device, which uses no memory, and compared with the header of its weight file. Then
+`vitkd_ds.engine.teacher` reads one block, partitions it over the ranks, and reads the next block.
 """
 
 from pathlib import Path
@@ -17,18 +17,18 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def can_stream(path: Path) -> bool:
-    """Return whether tensors can be read one by one: from safetensors, or an index of several such files."""
+    """Return whether tensors can be read one by one: from a safetensors file, or an index of several such files."""
     return path.name.endswith((SUFFIX, INDEX_SUFFIX))
 
 
 class WeightStream:
-    """Tensors in safetensors files, under a model's names.
+    """Tensors in safetensors files, under the names that they have in a timm model.
 
     Args:
         path: a .safetensors file, or a .safetensors.index.json next to its files.
 
     Attributes:
-        shapes: empty tensor on the meta device for each name in the model.
+        shapes: for each name in the model, a meta tensor with the shape and dtype of the weight.
 
     Raises:
         ValueError: a file is missing or damaged, or contains tensors that are not floating-point.
@@ -48,11 +48,11 @@ class WeightStream:
         self._places = {name: self._places[names[id(tensor)]] for name, tensor in self.shapes.items()}
 
     def keep(self, state: dict[str, Tensor]) -> bool:
-        """Use the names of `state`, a dict of tensors from `shapes`.
+        """Rename the tensors as in `state`, whose values are tensors of `shapes`. Drop tensors that `state` lacks.
 
         Returns:
-            False, without a change, if `state` contains another tensor, because then the file's weights do not fit
-            unchanged.
+            Whether the tensors were renamed. If `state` contains a tensor that is not in `shapes`, the weights of the
+            file do not fit unchanged. The result is then False, and nothing changes.
         """
         names = {id(tensor): name for name, tensor in self.shapes.items()}
         if any(id(tensor) not in names for tensor in state.values()):
@@ -62,13 +62,14 @@ class WeightStream:
         return True
 
     def fill(self, module: nn.Module, prefix: str, dtype: torch.dtype, *, is_read: bool = True) -> None:
-        """Load the weights of a module on the meta device, in `dtype` on the CPU.
+        """Replace the meta tensors of a module by the weights, on the CPU and in `dtype`.
 
         Args:
-            module: a block or another part of the model.
+            module: a block of the model, or the model itself.
             prefix: prefix of the module's names in the model.
             dtype: dtype of the loaded weights.
-            is_read: read parameters from the file; False leaves them uninitialised, for another rank to send.
+            is_read: read parameters from the file. If False, they stay uninitialised, because another rank sends them.
+                Buffers are always read.
 
         Raises:
             ValueError, OSError: a file cannot be read.
@@ -106,7 +107,7 @@ def make_buffers(model: nn.Module) -> None:
 
 
 def _header(file: Path, wanted: list[str]) -> dict[str, Tensor]:
-    """Return a file's tensors (the wanted ones, or all if `wanted` is empty), empty on the meta device."""
+    """Return a meta tensor with the shape and dtype of each wanted tensor in a file; of all if `wanted` is empty."""
     if not file.is_file():
         raise ValueError(f"no weight file at {file}. Check the path.")
     try:

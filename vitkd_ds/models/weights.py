@@ -1,8 +1,9 @@
 """Read weights from a file without running code from it, and rename them to timm's keys.
 
-Supported are files of timm (exported students included), facebookresearch/deit (DeiT and DeiT III), mmcls, mmpretrain
-and cls_KD, as .safetensors or a torch pickle, plain or inside a training checkpoint. A key without a rule stays
-unchanged, so that strict loading reports it. DeiT III's `gamma_1` also stays, because timm's filter renames it.
+The file may come from timm (including exported students), facebookresearch/deit (DeiT and DeiT III), mmcls, mmpretrain
+or cls_KD. It may be a .safetensors file or a torch pickle, and contain only the weights or a training checkpoint. A key
+without a renaming rule stays unchanged, so that strict loading reports it. DeiT III's `gamma_1` also stays unchanged,
+because timm's filter renames it later.
 """
 
 import argparse
@@ -25,7 +26,7 @@ SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema")
-"""Keys of the weights in training checkpoints. model_ema is used only without the others."""
+"""Keys of the weights in training checkpoints. model_ema is used only if the file has none of the other keys."""
 _WRAPPERS = ("module.", "model.")
 """Prefixes added by DDP, DeepSpeed and Lightning."""
 _MM_RULES = (
@@ -66,15 +67,16 @@ _CONVERT = (
 
 
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
-    """Read a model's weights from a file, to the CPU, under timm's names.
+    """Return the weights of a model from a file, on the CPU and under timm's names.
 
-    No code in the file can run: pickles (.pth, .pt, .bin) are read with `weights_only=True`, with one more allowed
-    class, `argparse.Namespace`, which facebookresearch/deit and timm store as `args`. The weights may be at the top
-    level or under model, state_dict, model_state_dict or, last, model_ema. Wrapper prefixes are removed. From a
-    distiller's checkpoint (with `student.*`, `teacher.*` and loss keys), only the student is returned.
+    No code in the file can run. Pickles (.pth, .pt, .bin) are read with `weights_only=True`. One more class is allowed,
+    `argparse.Namespace`, because facebookresearch/deit and timm store it as `args`. The weights may be at the top
+    level, or under the key model, state_dict, model_state_dict or model_ema. Wrapper prefixes are removed. If the file
+    has the weights of student, teacher and losses (keys `student.*`, `teacher.*`, ...), only the student is returned.
 
     Raises:
-        ValueError: the file is missing or damaged, has an unknown suffix, needs other classes, or contains no tensors.
+        ValueError: the file is missing or damaged, has an unknown suffix, contains objects of other classes, or
+            contains no tensors.
     """
     path = Path(path).expanduser()
     if path.name.endswith(INDEX_SUFFIX):
@@ -95,7 +97,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
 
 @contextmanager
 def as_utf8(path: Path) -> Iterator[str]:
-    """Yield a path of an existing file for safetensors, which accepts only UTF-8."""
+    """Yield a path by which safetensors can open an existing file, because it accepts only paths in UTF-8."""
     with path.open("rb") as file:
         yield str(path) if str(path).isprintable() else f"/proc/self/fd/{file.fileno()}"
 
@@ -107,10 +109,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def files_of_index(path: Path) -> dict[str, Path]:
-    """Return tensor name -> file from an index of safetensors files.
+    """Return the file of each tensor by name, from an index of safetensors files.
 
     Raises:
-        ValueError: the file is missing or no such index.
+        ValueError: the file is missing or is not such an index.
         Unreadable: the disk failed.
     """
     try:
@@ -127,7 +129,7 @@ def files_of_index(path: Path) -> dict[str, Path]:
 
 def damaged(file: Path, error: SafetensorError) -> ValueError:
     """Return the error for a damaged safetensors file."""
-    return ValueError(f"{file} is damaged or no safetensors file: {error}. Download it again.")
+    return ValueError(f"{file} is damaged or not a safetensors file: {error}. Download it again.")
 
 
 def _load_parts(path: Path) -> dict[str, Tensor]:
@@ -147,15 +149,15 @@ def _load_parts(path: Path) -> dict[str, Tensor]:
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under timm's names, without prefixes of wrappers."""
+    """Return the tensors under timm's names, without the prefixes of wrappers such as DDP."""
     return timm_keys(strip_prefixes(state))
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove prefixes of wrappers, nested ones included.
+    """Remove the prefixes of wrappers from keys, including those of nested wrappers.
 
-    A prefix is removed if more than half of the keys have it. If any key starts with `student.`, only such keys are
-    kept. torch.compile's `_orig_mod.` is removed anywhere in a key.
+    A prefix is removed if more than half of the keys have it. If any key starts with `student.`, only keys with this
+    prefix are kept. torch.compile's `_orig_mod.` is removed anywhere in a key.
     """
     state = _renamed({key: key.replace("_orig_mod.", "") for key in state}, state)
     while True:
@@ -176,7 +178,7 @@ def timm_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def key_differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Describe the keys of `state` that do not fit `own`, a few of each kind; "" if all fit."""
+    """Describe how names and shapes of `state` differ from those of `own`, with examples; "" if they are equal."""
     common = [(name, tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state]
     kinds = {
         "missing": [name for name in own if name not in state],
@@ -191,14 +193,14 @@ def key_differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> s
 
 
 def library_of(names: Iterable[str]) -> str:
-    """Return the foreign library with such tensor names (see _FOREIGN), or ""."""
+    """Return the library in _FOREIGN that uses such tensor names, or "" if none does."""
     names = list(names)
     found = (library for library, pattern in _FOREIGN.items() if any(re.search(pattern, name) for name in names))
     return next(found, "")
 
 
 def _renamed(new_names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys in `new_names` and drop all others. Raises ValueError if two keys get the same name."""
+    """Rename the keys in `new_names` and drop all other keys. Raises ValueError if two keys get the same name."""
     renamed = {new: state[old] for old, new in new_names.items()}
     if len(renamed) < len(new_names):
         twice = sorted(new for new in renamed if list(new_names.values()).count(new) > 1)
@@ -214,7 +216,7 @@ def _read_pickle(path: Path) -> Any:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted is None:
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise ValueError(f"{path} is damaged or no torch file: {reason}. Download it again.") from error
+            raise ValueError(f"{path} is damaged or not a torch file: {reason}. Download it again.") from error
         files = shlex.join([str(path), str(path.with_suffix(".safetensors"))])
         raise ValueError(
             f"{path} contains the Python object {wanted[1]}, and loading it would run code from the file. If you trust "
@@ -224,7 +226,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of the first container that has any, else of the top level."""
+    """Return the tensors under the first key of _CONTAINERS that has any, or else those at the top level."""
     top = content if isinstance(content, Mapping) else {}
     candidates = [top.get(name) for name in _CONTAINERS] + [top]
     for candidate in [candidate for candidate in candidates if isinstance(candidate, Mapping)]:

@@ -1,8 +1,9 @@
-"""Recipes: complete named runs. Start reading at `build_run`.
+"""Recipes: complete settings of runs, each with a name. Start reading at `build_run`.
 
-Each recipe is a function that returns a Run. Its docstring gives the command, expected top-1, hardware and source;
-`vitkd-ds recipes` prints the first line. `imagenet` has the paper's pairs, `rivals` competing methods, `foundation`
-DINOv3 teachers, `demo` the packaged demo, and `images` defaults for your own images.
+Each recipe is a function that returns a Run. Its docstring gives the command, the expected top-1, the hardware and the
+source; `vitkd-ds recipes` prints the docstring's first line. `imagenet` has the pairs of student and teacher in the
+ViTKD paper, `rivals` has other methods, `foundation` has DINOv3 teachers, `demo` has the demo that comes with the
+package, and `images` has defaults for your own images.
 """
 
 import logging
@@ -42,17 +43,17 @@ RECIPES: dict[str, Callable[[], Run]] = {
 
 
 def build_run(recipe: str, *, debug: bool = False) -> Run:
-    """Build the run of a named recipe, or load a stored run if `recipe` has a slash or exists as a path.
+    """Return the run of a named recipe, or the stored run in a folder if `recipe` has a slash or exists as a path.
 
-    A stored run keeps its workdir, so that the same options continue it. Its resume is reset to auto, as its starting
-    checkpoint may no longer exist, and extend to False.
+    A stored run keeps its workdir, so that training continues it. Its `resume` is reset to auto, because the checkpoint
+    from which it started may no longer exist. Its `extend` is reset to False.
 
     Args:
-        debug: shrink a named recipe to a few steps on the packaged images.
+        debug: reduce a named recipe to a few steps on the demo images that come with the package.
 
     Raises:
-        ValueError: unknown recipe (the message suggests the closest name), a path without a run, or a path with
-            `debug`.
+        ValueError: `recipe` is not a known name (the message suggests the closest one), the folder contains no run, or
+            `debug` is used with a folder.
     """
     if recipe in RECIPES:
         run = RECIPES[recipe]()
@@ -68,7 +69,7 @@ def build_run(recipe: str, *, debug: bool = False) -> Run:
 
 
 def _debug_size(run: Run) -> Run:
-    """Shrink a run to a few steps on the packaged images, with the same models; hub teachers get random weights."""
+    """Reduce a run to a few steps on the demo images. Its models stay, but teachers from the hub get random weights."""
     # On a laptop CPU, a 224-px image takes sixty times as long as the demo's 28-px images.
     is_small = run.data.image_size <= 28
     teachers = dict(run.teachers)

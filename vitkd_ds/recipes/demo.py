@@ -1,7 +1,7 @@
 """Demo on Fashion-MNIST: a small packaged teacher and a much smaller student.
 
-The student trains on 6,000 images (600 per class) and is evaluated on 2,000 of the 10,000 test images; the teacher saw
-no test image in training. EXPERIMENTS.md tells how the settings were chosen and measured.
+The student trains on 6,000 images (600 per class) and is evaluated on 2,000 of the 10,000 test images. The teacher saw
+no test image in training. EXPERIMENTS.md describes how the settings were chosen and measured.
 """
 
 from dataclasses import replace
@@ -24,8 +24,8 @@ STUDENT_ARGS = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
 def demo() -> Run:
     """A 0.2 M-parameter ViT distilled with ViTKD and NKD from the packaged 1.2 M-parameter teacher.
 
-    Command: `python train.py`. It takes about six minutes on two CPU cores. Top-1 on 2,000 images, also of
-    `demo_plain` and of the teacher: see EXPERIMENTS.md.
+    Command: `python train.py`. It takes about six minutes on two CPU cores. EXPERIMENTS.md gives the top-1 on 2,000
+    images for this recipe, for `demo_plain` and for the teacher.
     """
     plain = demo_plain()
     return replace(
@@ -74,9 +74,9 @@ def demo_plain() -> Run:
 def demo_label_free() -> Run:
     """The demo's student, trained without labels on features of the packaged teacher.
 
-    Command: `python train.py --recipe demo_label_free`, then `vitkd-ds eval
-    runs/demo_label_free --knn --probe --train demo --val demo`. It takes 10 minutes on a CPU core. Top-1 by k-NN and by
-    a linear probe, also of the untrained student and of the teacher: see docs/label_free.md.
+    Command: `python train.py --recipe demo_label_free`, then `vitkd-ds eval runs/demo_label_free --knn --probe --train
+    demo --val demo`. It takes 10 minutes on a CPU core. docs/label_free.md gives the top-1 by k-NN and by a linear
+    probe, for this student before and after training and for the teacher.
     """
     run = demo()
     return replace(
@@ -95,9 +95,10 @@ def demo_teacher() -> Run:
 
     Top-1 on the 10,000 test images: 92.07 (n = 1).
 
-    Command: `deepspeed --quiet --num_accelerators 2 train.py --recipe demo_teacher`, after
-    `python benchmarks/fashion_mnist.py folders data/fashion_mnist` and `vitkd-ds pack DIR DIR.beton --write_mode
-    raw` for data/fashion_mnist/train and .../val; then `vitkd-ds export runs/demo_teacher DST --half`.
+    First write the images with `python benchmarks/fashion_mnist.py folders data/fashion_mnist`. Pack them with
+    `vitkd-ds pack DIR DIR.beton --write_mode raw`, where DIR is data/fashion_mnist/train and then
+    data/fashion_mnist/val. Command: `deepspeed --quiet --num_accelerators 2 train.py --recipe demo_teacher`.
+    Afterwards, export the student with `vitkd-ds export runs/demo_teacher DST --half`.
     """
     plain = demo_plain()
     return replace(

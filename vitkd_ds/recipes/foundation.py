@@ -1,8 +1,8 @@
 """Students distilled from DINOv3.
 
-None of these recipes has run at full size, so their top-1 is unknown. The teacher's weights are Meta's. A run prints
-their licence at its start and stores it with the student. Only accounts that have accepted the licence can download
-them from the hub (`hf auth login`).
+None of these recipes has been run at full size, so their top-1 is unknown. The teachers' weights were published by
+Meta. A run prints the licence of the weights at its start and stores it with the student. Only accounts that have
+accepted this licence can download the weights from the hub, after `hf auth login`.
 """
 
 from dataclasses import replace
@@ -15,12 +15,13 @@ LARGE = "vit_large_patch16_dinov3.lvd1689m"
 
 
 def deit_tiny_from_dinov3_large_probe() -> Run:
-    """DeiT-Tiny from DINOv3 ViT-L with a linear probe as its head: labels, logits and tokens in one pass.
+    """DeiT-Tiny from DINOv3 ViT-L, whose head is a linear probe: labels, logits and tokens in one pass.
 
-    Everything except the teacher is the paper's recipe. Probes for ImageNet-1k are published
-    (yberreby/dinov3-in1k-probes, 87.44 % for L at 512 px). Here the teacher sees 224-px images, which match the
-    student's 14 x 14 grid; its accuracy is lower then, as the check at the start shows. `--teacher.image_size=512` uses
-    the probe's training size at nearly six times the FLOPs.
+    All settings except the teacher are those of the ViTKD paper. Probes for ImageNet-1k are published
+    (yberreby/dinov3-in1k-probes); the one for ViT-L has 87.44 % top-1 at 512 px. Here, the teacher gets 224-px images,
+    so that it has the same 14 x 14 grid of patches as the student. This lowers its accuracy, which a run measures at
+    its start. With `--teacher.image_size=512`, it gets images of the size for which the probe was trained, at nearly
+    six times the FLOPs.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_from_dinov3_large_probe --teacher.head
     head.safetensors`. Expected top-1: unknown.
@@ -38,10 +39,11 @@ def deit_tiny_from_dinov3_large_probe() -> Run:
 def vit_small_from_dinov3_large() -> Run:
     """ViT-Small from the features of DINOv3 ViT-L, without labels: class token, patches, and their relations.
 
-    The losses are EUPE's (arXiv 2603.22387: standardised features through adapters) and lightly-train's third version
-    of distillation (cosines among tokens and images), each with weight 1. Other settings are our choice: 100 epochs,
-    3-Augment with colour jitter as in DeiT III, no mixing, AdamW 1e-3 at 1,024 images. ImageNet-1k is only an example:
-    pass your own images with `--data.train` and `--data.val`, packed with `--labels none` or unpacked.
+    There are two losses, each with weight 1. The loss of EUPE (arXiv 2603.22387) compares standardised features through
+    adapters. The loss of lightly-train's third version of distillation compares cosine similarities among tokens and
+    among images. The other settings are our choice: 100 epochs, 3-Augment with colour jitter as in DeiT III, no Mixup
+    or CutMix, AdamW with learning rate 1e-3 at 1,024 images. ImageNet-1k is only an example: pass your own images with
+    `--data.train` and `--data.val`. They may be unpacked, or packed with `--labels none`.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe vit_small_from_dinov3_large`; then `vitkd-ds eval
     runs/vit_small_from_dinov3_large --knn --probe --train TRAIN --val VAL`. Expected accuracy: unknown.
@@ -66,12 +68,12 @@ def vit_small_from_dinov3_large() -> Run:
 def vit_small_from_dinov3_7b() -> Run:
     """ViT-Small from the features of DINOv3 ViT-7B, without labels.
 
-    The teacher has 6,716 M parameters (12.5 GiB in bf16). Each rank holds a shard; blocks are read one at a time, so no
-    rank ever loads the whole teacher. `--debug` uses only its first two blocks. Everything else is as in
-    `vit_small_from_dinov3_large`.
+    The teacher has 6,716 M parameters (12.5 GiB in bf16). Each rank holds a shard of them. The blocks of the teacher
+    are loaded one at a time, so no rank ever holds the whole teacher. With `--debug`, the teacher has only two blocks.
+    All other settings are those of `vit_small_from_dinov3_large`.
 
-    Command: as there, with `--recipe vit_small_from_dinov3_7b`; `vitkd-ds plan --recipe vit_small_from_dinov3_7b`
-    predicts speed and memory. Expected accuracy: unknown.
+    Command: as for `vit_small_from_dinov3_large`, with `--recipe vit_small_from_dinov3_7b`; `vitkd-ds plan --recipe
+    vit_small_from_dinov3_7b` predicts speed and memory. Expected accuracy: unknown.
     """
     name = "vit_small_from_dinov3_7b"
     teachers = {"teacher": TeacherConfig(model="vit_7b_patch16_dinov3.lvd1689m")}

@@ -1,4 +1,4 @@
-"""Recipe for your own 1,000 to 1,000,000 images."""
+"""Recipe for a data set of your own with 1,000 to 1,000,000 images."""
 
 from vitkd_ds.config.losses import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.run import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
@@ -9,10 +9,10 @@ def images() -> Run:
 
     Command: `python train.py --recipe images --data.train TRAIN --data.val VAL --student.model MODEL
     --teacher.checkpoint RUN --epochs N`, where TRAIN and VAL are .betons or folders with a folder per class. Expected
-    top-1: depends on the images; docs/images.md is a walk-through. Hardware: two CPU cores or more.
+    top-1: it depends on the images. docs/images.md is a walk-through. Hardware: two CPU cores or more.
 
-    TRAIN defines the classes. The warm-up is a fraction of the run, and ViTKD uses the paper's weights, scaled to the
-    pair.
+    The classes are those of TRAIN. The warm-up takes the first 5 % of the run. ViTKD's alpha and beta are those of the
+    paper, scaled to the student's number of tokens and the teacher's width.
     """
     return Run(
         recipe="images",

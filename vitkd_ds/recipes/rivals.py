@@ -1,7 +1,7 @@
 """Alternatives to ViTKD + NKD on ImageNet-1k: soft distillation, WTTM and VkD.
 
-None of their accuracies is reproduced yet. Each recipe notes the settings that its paper does not give. All other
-settings are those of ViTKD's own recipe (`vitkd_ds.recipes.imagenet`).
+None of the published accuracies has been reproduced here yet. Each docstring names the settings that the method's paper
+does not give. Settings that are not mentioned are those of ViTKD (`vitkd_ds.recipes.imagenet`).
 """
 
 from dataclasses import replace
@@ -14,9 +14,10 @@ from vitkd_ds.recipes.imagenet import deit_tiny_from_deit3_small
 def deit_tiny_soft_kd() -> Run:
     """DeiT-Tiny from CaiT-S24 with only soft distillation: 0.1 cross-entropy + 0.9 KD.
 
-    Settings of the baseline in SpectralKD's code (arXiv 2412.19055): temperature 1, no drop path, smoothed but unmixed
-    labels, repeated augmentation, AdamW 5e-4 per 512 images at batch 2,048, 5 epochs of warm-up, no clipping. Colour
-    jitter is off, because timm disables it with RandAugment.
+    The settings are those of the baseline in SpectralKD's code (arXiv 2412.19055): temperature 1, no drop path, label
+    smoothing, no Mixup or CutMix, repeated augmentation, AdamW with a learning rate of 5e-4 per 512 images and a batch
+    size of 2,048, 5 epochs of warm-up, and no gradient clipping. Colour jitter is off, because timm disables it if
+    RandAugment is on.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_soft_kd`; add `--epochs=500` for the longer
     run. Published top-1 of the best epoch: 76.99 with 300 epochs, 78.07 with 500 (last epoch: 76.95 and 77.95); not
@@ -38,10 +39,10 @@ def deit_tiny_soft_kd() -> Run:
 def deit_tiny_wttm_vitkd() -> Run:
     """DeiT-Tiny from DeiT III-Small with ViTKD and WTTM instead of NKD.
 
-    Gamma 0.8 and weight 1.6 are the paper's values for ResNets on ImageNet; its values for DeiT are not published.
+    Gamma 0.8 and weight 1.6 are the WTTM paper's values for ResNets on ImageNet. Its values for DeiT are not published.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_wttm_vitkd`. Published top-1 with the paper's
-    gamma and weight: 78.04 (77.03 with only WTTM); not reproduced here.
+    values for DeiT: 78.04 (77.03 with only WTTM); not reproduced here.
     """
     run = deit_tiny_from_deit3_small()
     losses = LossesConfig(ce=run.losses.ce, wttm=WTTMTerm(weight=1.6, gamma=0.8), vitkd=ViTKDTerm(weight=1))
@@ -51,13 +52,14 @@ def deit_tiny_wttm_vitkd() -> Run:
 def deit_tiny_vkd_regnety160() -> Run:
     """DeiT-Tiny from RegNetY-160 with VkD's feature loss and soft distillation.
 
-    Optimizer and augmentation are VkD's (CVPR 2024): AdamW 5e-4 at batch 512 without warm-up or clipping, cosine to
-    5e-6, 3-Augment, colour jitter 0.3, Mixup and CutMix. The student differs: VkD's has a convolutional stem, and a
-    distillation token with its own head, whose output is averaged with the classifier's. Here it is the plain
-    DeiT-Tiny, and both losses use its only classifier.
+    Optimizer and augmentation are those of VkD (CVPR 2024): AdamW with learning rate 5e-4 at a batch size of 512, no
+    warm-up, no gradient clipping, cosine decay to 5e-6, 3-Augment, colour jitter 0.3, Mixup and CutMix. The student
+    differs. VkD's student has a convolutional stem, and a distillation token with a second classifier. It averages the
+    outputs of its two classifiers. Here, the student is an unmodified DeiT-Tiny, and both losses use its only
+    classifier.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_vkd_regnety160`. Expected top-1: unknown for
-    this student; published for VkD's: 78.3 (paper) and 79.2 (its code).
+    this student. Published for VkD's student: 78.3 in the paper and 79.2 with its code.
     """
     return _vkd_run("deit_tiny_vkd_regnety160", "deit_tiny_patch16_224")
 
@@ -68,7 +70,7 @@ def deit_small_vkd_regnety160() -> Run:
     See `deit_tiny_vkd_regnety160` for the settings and the differences from the paper.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_small_vkd_regnety160`. Expected top-1: unknown for
-    this student; published for VkD's: 82.3 (paper) and 82.9 (its code).
+    this student. Published for VkD's student: 82.3 in the paper and 82.9 with its code.
     """
     return _vkd_run("deit_small_vkd_regnety160", "deit_small_patch16_224")
 

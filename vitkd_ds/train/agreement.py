@@ -1,4 +1,4 @@
-"""Feature similarity of a headless student and its teacher, such as linear CKA."""
+"""Similarity of features between a student without a classifier and its teacher (CKA)."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,18 +12,18 @@ from vitkd_ds.train.calibrate import Sums
 Watch = Callable[[Features, Features], dict[str, Tensor]]
 
 IMAGES = 32
-"""Images per chunk converted to fp64, which bounds memory."""
+"""Number of images whose features are converted to fp64 at once; it limits memory."""
 
 
 class Agreement:
     """Linear CKA between student and teacher over all ranks' images, for pooled features and for patch tokens.
 
-    Also averages further metrics, such as the cosine when adapters map one width to the other. Ranks exchange only fp64
-    sums of products, so the result equals CKA over all features at once. Every rank must create one and call `add`
-    equally often.
+    The class also averages further metrics of loss terms, such as the cosine similarity after an adapter. Ranks
+    exchange only sums in fp64, but the result equals CKA over the features of all ranks together. Every rank must
+    create an instance and call `add` the same number of times.
 
     Args:
-        watch: functions that return further per-image metrics, like `vitkd_ds.losses.part.LossPart.metrics`.
+        watch: functions that return further per-image metrics, such as `vitkd_ds.losses.part.LossPart.metrics`.
     """
 
     def __init__(self, watch: Sequence[Watch] = ()) -> None:
@@ -37,9 +37,9 @@ class Agreement:
         """Add the features of one micro-batch, without its padding rows. The first call is collective.
 
         Args:
-            student, teacher: pooled_BD [B, Ds] and [B, Dt], final_BPD [B, P, Ds] and [B, P, Dt], any float dtype. If
-                the patch counts differ, patch tokens are ignored.
-            is_real_B: bool, False for padding rows.
+            student, teacher: features of any float dtype: pooled_BD with shapes [B, Ds] and [B, Dt], and final_BPD with
+                shapes [B, P, Ds] and [B, P, Dt]. If the models have different numbers of patches, final_BPD is ignored.
+            is_real_B: bool; True for images, False for padding rows.
         """
         pairs = {"cka": (student.pooled_BD, teacher.pooled_BD)}
         if student.final_BPD.shape[1] == teacher.final_BPD.shape[1]:
@@ -57,9 +57,10 @@ class Agreement:
                 self._sums[name].add(_joined(pair, rows))
 
     def result(self) -> dict[str, float]:
-        """Return `cka`, `cka_patches` (if both models have the same number of patches) and the watched metrics' means.
+        """Return `cka`, `cka_patches` and the means of the further metrics. Collective.
 
-        CKA is 0 to 1; 1 means equal features up to rotation and scale. Collective.
+        CKA is between 0 and 1, and 1 means that the features are equal up to rotation and scale. `cka_patches` is
+        missing if the models have different numbers of patches.
         """
         means_and_covariances = {name: sums.mean_and_covariance() for name, sums in self._sums.items()}
         found = {name: cka(covariance, self._student_dim) for name, (_, covariance) in means_and_covariances.items()}
@@ -81,7 +82,7 @@ def cka(covariance_DD: Tensor, student_dim: int) -> float:
         student_dim: number of student channels, which come first.
 
     Returns:
-        0 to 1; 0 if either model's features are constant over all images.
+        A number from 0 to 1. It is 0 if one model's features are equal for all images.
 
     **Source**: Kornblith et al., ICML 2019 (arXiv 1905.00414), section 3.
     """

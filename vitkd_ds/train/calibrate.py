@@ -1,4 +1,4 @@
-"""Measure teacher feature statistics that some loss terms need before the first update."""
+"""Measure mean and covariance of teacher features before training, for terms that need them."""
 
 import logging
 from contextlib import closing
@@ -15,9 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def calibrate(parts: Parts) -> None:
-    """Set each loss term's teacher statistics from the first training micro-batches of all ranks. Collective.
+    """Set up the loss terms that need the mean and covariance of their teacher's features. Collective.
 
-    Terms that ask for it get the mean and covariance of their teacher's features as buffers, which checkpoints save.
+    Mean and covariance are computed from the first training micro-batches of all ranks. Each of these loss terms stores
+    its result in buffers, which checkpoints save. Other loss terms are not changed.
     """
     waiting = {name: module for name, module in parts.engine.distiller.named_children() if module_batches(module)}
     if not waiting:
@@ -52,9 +53,13 @@ def calibrate(parts: Parts) -> None:
 
 
 def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
-    """Set a target's statistics to rank 0's values. Collective.
+    """Fix the transform of one target of a loss term, equal on all ranks. Collective.
 
-    Without the broadcast, ranks could differ: the sign of an eigenvector is arbitrary.
+    Rank 0's buffers are broadcast. Otherwise the ranks could differ, because the sign of an eigenvector is arbitrary.
+
+    Args:
+        sums: sums over the features that the target transforms.
+        where: name of the loss term and target, for warnings.
     """
     mean_D, covariance_DD = sums.mean_and_covariance()
     target.fix(mean_D, covariance_DD)
@@ -74,15 +79,15 @@ def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
 
 
 def module_batches(module: torch.nn.Module) -> int:
-    """Return the number of micro-batches that a loss term wants statistics of; 0 if it needs none."""
+    """Return the number of micro-batches from which a loss term needs mean and covariance; 0 if it needs neither."""
     return getattr(module, "num_calibrating", 0)
 
 
 class Sums:
-    """Running count, sum and sum of products of features [..., D] in fp64. All ranks create and use it together.
+    """Running count, sum and sum of outer products of features [..., D], in fp64.
 
-    The first micro-batch's mean is subtracted first; otherwise rounding would lose the variance of a channel whose mean
-    is far from 0.
+    All ranks must create an instance together and call `mean_and_covariance` together. The first micro-batch's mean is
+    subtracted from all features. Otherwise rounding would lose the variance of a channel whose mean is far from 0.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -99,7 +104,10 @@ class Sums:
         self.products_DD += values_ND.T @ values_ND
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """Return mean [D] and covariance [D, D] over all ranks. Collective; call it only once, as it sums in place."""
+        """Return the mean [D] and covariance [D, D] of the features of all ranks. Collective.
+
+        Call this only once per instance, because it replaces this rank's sums by the sums over all ranks.
+        """
         count, sum_D, products_DD = map(ranks.sum_over_ranks, (self.count, self.sum_D, self.products_DD))
         mean_D = sum_D / count
         return mean_D + self.shift_D, products_DD / count - torch.outer(mean_D, mean_D)

@@ -1,8 +1,9 @@
 """Terminal output: during training, only this module writes to the terminal.
 
-Every module logs through `logging.getLogger(__name__)`, and the handler here prints: information only from rank 0,
-warnings and errors from every rank. On a terminal, rank 0 also shows a progress bar; elsewhere, as in a job's log, it
-prints a line every few seconds. This module does not import torch, so messages appear before slow imports.
+Every module logs through `logging.getLogger(__name__)`, and the handler in this module prints the messages: warnings
+and errors of every rank, but information only of rank 0. On a terminal, rank 0 also shows a progress bar. Elsewhere,
+for example in a job's log file, it prints a progress line every few seconds. This module does not import torch, so that
+messages can appear before slow imports.
 """
 
 import logging
@@ -18,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_EVERY_S = 10.0
-"""Minimum time between two progress lines without a bar, in seconds."""
+"""Minimum time in seconds between two progress lines, which are printed only if there is no bar."""
 
 
 class _Handler(logging.Handler):
@@ -31,7 +32,7 @@ class _Handler(logging.Handler):
 
 
 class _Unfailing:
-    """Text stream that drops text it cannot write, as on a full disk or a closed terminal."""
+    """Text stream that drops text that it cannot write, for example on a full disk or a closed terminal."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -53,8 +54,10 @@ class _Unfailing:
 
 @contextmanager
 def ending_quietly() -> Iterator[None]:
-    """End without a traceback, and as a shell expects it, where nobody reads stdout any more (`vitkd-ds recipes | head
-    -1`), and on Ctrl-C."""
+    """Exit without a traceback on Ctrl-C, or if the reader of stdout has exited (`vitkd-ds recipes | head -1`).
+
+    The exit code is the usual one for SIGINT or SIGPIPE.
+    """
     try:
         yield
         sys.stdout.flush()
@@ -67,15 +70,18 @@ def ending_quietly() -> Iterator[None]:
 
 
 def is_first_rank() -> bool:
-    """Return whether this is rank 0 by the launcher's variables, which exist before the process group does."""
+    """Return whether this process is rank 0 according to the launcher's environment variables.
+
+    Unlike the process group, these variables exist from the start.
+    """
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def secure(name: str = "stderr") -> None:
-    """Make printing to sys.stderr (or sys.stdout) never raise. Call this before opening any other file.
+    """Make printing to sys.stderr, or to sys.stdout if named, never raise an error.
 
-    A standard stream that is closed at startup is replaced by /dev/null. Otherwise the next opened file would get its
-    descriptor, and a library's message could end up in a checkpoint.
+    Call this before opening any file. A standard stream that is closed at startup is replaced by /dev/null. Otherwise
+    the next opened file would get the descriptor of that stream, and a library's message could end up in a checkpoint.
     """
     for number in range(3):
         try:
@@ -97,13 +103,13 @@ def install() -> None:
 
 
 def write_now(text: str) -> None:
-    """Write a line to stderr unbuffered: safe in signal handlers and while other threads hang."""
+    """Write a line to stderr without buffering. This is safe in signal handlers and while other threads hang."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode())
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float]) -> str:
-    """Format a log step for humans: the step, speed, remaining time and every other value with its name."""
+    """Return one line of text: the step, the speed, the remaining time, and every other value with its name."""
     shown = dict(values)
     text = f"step {step}/{total_steps}"
     if {"images_per_s", "s_per_step"} <= shown.keys():
@@ -116,7 +122,7 @@ def progress_line(step: int, total_steps: int, values: Mapping[str, float]) -> s
 
 
 class Progress:
-    """Progress display of a run: a bar on a terminal, occasional lines elsewhere."""
+    """Progress display of a run: a bar on a terminal, or a line every few seconds elsewhere."""
 
     def __init__(self, total_steps: int, *, start_step: int) -> None:
         self.total_steps = total_steps
@@ -126,7 +132,7 @@ class Progress:
             self.bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stderr)
 
     def show(self, step: int, text: str, line: str) -> None:
-        """Update the progress: show `text` after the bar, or print `line` if there is no bar."""
+        """Update the bar and show `text` next to it. Without a bar, print `line` unless the last line is too recent."""
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)

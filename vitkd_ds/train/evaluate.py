@@ -24,7 +24,7 @@ MICRO_BATCHES_PER_LOOK = 8
 
 
 class GivenUp(Exception):
-    """Evaluation stopped by `must_stop`."""
+    """Raised to end an evaluation because `must_stop` returned True."""
 
 
 @torch.no_grad()
@@ -38,24 +38,25 @@ def evaluate(
     allow_tf32: bool = False,
     predictions: Predictions | None = None,
 ) -> dict[str, float] | None:
-    """Evaluate a plain timm model in fp32. Collective: all ranks call it, with loaders of the same length.
+    """Evaluate a timm model in fp32. Collective: every rank must call it, with a loader of the same length.
 
     Args:
         student: model to export, in fp32, on the loader's device.
         loader: validation loader; rows with label -1 are padding and do not count.
         normalization: the student's input normalisation.
-        teachers: functions from images (0 to 255) to features, by name; without any, there is no agreement.
-        must_stop: collective stop check, called every few micro-batches.
+        teachers: name to a function from images (values 0 to 255) to features.
+        must_stop: collective function, called every few micro-batches. If it returns True, the evaluation ends.
         allow_tf32: let a GPU multiply in TF32 (10 mantissa bits), which is several times faster.
-        predictions: collects each image's predictions if given.
+        predictions: object to which each image's predictions are added; None discards the predictions.
 
     Returns:
-        `num_images`; `top1` and `top5` in percent; per teacher `teacher_top1` and `agreement` (equal most likely class)
-        in percent, and `kl`, the mean of KL(teacher || student) in nats. Keys of all teachers but the first end in
-        /NAME. None if `must_stop` ended the evaluation.
+        A dict, or None if `must_stop` ended the evaluation. The dict contains `num_images` and, in percent, the
+        student's `top1` and `top5`. For each teacher it also contains `teacher_top1` in percent, `agreement`
+        (percentage of images for which both models have the same most likely class), and `kl` (mean of KL(teacher ||
+        student) in nats). These keys belong to the first teacher; the keys of other teachers end in /NAME.
 
     Raises:
-        ValueError: no image counts.
+        ValueError: the loader yields only padding.
     """
     device = next(student.parameters()).device
     sums: Tensor = torch.zeros(3 + 3 * len(teachers), dtype=torch.float64, device=device)
@@ -82,7 +83,7 @@ def evaluate(
 
 
 def named(values: Mapping[str, T], name: str, names: Iterable[str]) -> dict[str, T]:
-    """Return a teacher's values with the log's keys: KEY for the first teacher, KEY/NAME for the others."""
+    """Return a teacher's values with the keys of the log: KEY for the first teacher, KEY/NAME for other teachers."""
     return {key if name == next(iter(names)) else f"{key}/{name}": value for key, value in values.items()}
 
 
@@ -97,20 +98,21 @@ def evaluate_features(
     allow_tf32: bool = False,
     watch: Mapping[str, Sequence[Watch]] = MappingProxyType({}),
 ) -> dict[str, float] | None:
-    """Compare a plain timm model's features in fp32 with the teachers'. Collective.
+    """Compare a timm model's features, computed in fp32, with the features of its teachers. Collective.
 
-    The model may have a classifier or not. Labels only mark padding. Other arguments are as in `evaluate`.
+    The model may have a classifier or not. Labels are used only to recognise padding.
 
     Args:
-        teachers: functions from images (0 to 255) to features with pooled_BD and final_BPD, by name.
-        watch: further metrics by teacher name; see `Agreement`.
+        teachers: name to a function from images (values 0 to 255) to features with pooled_BD and final_BPD.
+        watch: teacher name to functions that return further metrics; see `Agreement`.
+        student, loader, normalization, must_stop, allow_tf32: see `evaluate`.
 
     Returns:
-        `num_images`, and for each teacher the values of `Agreement.result`. Keys of all teachers but the first end in
-        /NAME. None if `must_stop` ended the evaluation.
+        A dict, or None if `must_stop` ended the evaluation. The dict contains `num_images` and, for each teacher, the
+        values of `Agreement.result`. The keys of all teachers except the first end in /NAME.
 
     Raises:
-        ValueError: no image counts.
+        ValueError: the loader yields only padding.
     """
     num_images = torch.zeros((), dtype=torch.float64, device=next(student.parameters()).device)
     agreements = {name: Agreement(watch.get(name, ())) for name in teachers}
@@ -140,15 +142,15 @@ def evaluate_knn(
     must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
 ) -> dict[str, float] | None:
-    """Classify labelled images by k-NN on a plain timm model's pooled features in fp32. Collective.
-
-    Other arguments are as in `evaluate`.
+    """Classify labelled images by k-NN on a timm model's pooled features, computed in fp32. Collective.
 
     Args:
-        loaders: loader of the neighbours, whose features are gathered on every rank, and loader of the query images.
+        loaders: two loaders. The first yields the neighbours, whose features are gathered on every rank. The second
+            yields the images to classify.
+        student, normalization, must_stop, allow_tf32: see `evaluate`.
 
     Returns:
-        `knn_top1` in percent. None if `must_stop` ended the evaluation.
+        A dict with `knn_top1` in percent, or None if `must_stop` ended the evaluation.
     """
     options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
     try:
@@ -190,7 +192,10 @@ def pooled_features(
 
 
 def _looked_at(loader: Any, must_stop: Callable[[], bool]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a loader's micro-batches; call `must_stop` every few of them and raise GivenUp if it returns True."""
+    """Yield a loader's micro-batches.
+
+    `must_stop` is called every few micro-batches. If it returns True, GivenUp is raised.
+    """
     with closing(loader.epoch(0)) as micro_batches:
         for number, micro_batch in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
             if number % MICRO_BATCHES_PER_LOOK == 0 and must_stop():
@@ -206,7 +211,11 @@ def _check_count(count: float, key: str = "data.val") -> None:
 
 
 def _count(student_BK: Tensor, teachers_BK: Iterable[Tensor], labels_B: Tensor) -> Tensor:
-    """Return sums over the images without padding: count, top-1 and top-5 hits, then three values per teacher."""
+    """Return sums over all images except padding.
+
+    The first three are the number of images and the student's top-1 and top-5 hits. Three sums per teacher follow: its
+    top-1 hits, its agreements with the student and its KL divergence.
+    """
     is_real_B = labels_B >= 0
     best = student_BK.topk(min(5, student_BK.shape[1]), dim=1).indices
     is_hit = best == labels_B[:, None]

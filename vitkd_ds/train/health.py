@@ -10,23 +10,27 @@ from vitkd_ds.engine import ranks
 logger = logging.getLogger(__name__)
 
 MOST_OF_TOTAL = 0.8
-"""Fraction of the total above which a loss term dominates."""
+"""A loss term dominates if its contribution exceeds this fraction of the total loss."""
 PATIENCE_PART, PATIENCE_STEPS = 0.2, (50, 1000)
-"""How long a finding must persist: fraction of the run, with its minimum and maximum in steps.
+"""Time for which a condition must hold before a warning: a fraction of the run, with lower and upper limits in steps.
 
-Warm-up is not typical of the run, so short findings do not count.
+A condition that holds only briefly causes no warning, because warm-up is not typical of a run.
 """
 
 
 def terms_of(values: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, str]:
-    """Map the key of each loss term (or part of one) in a log line to the name of its weight."""
+    """Map each key of a log line that belongs to a loss term to the name of this term.
+
+    The key is the term's name, or starts with it if the term logs several values (such as `vitkd_mimic`). Other keys
+    are left out.
+    """
     return {key: name for key in values for name in weights if key == name or key.startswith(f"{name}_")}
 
 
 def parts_of_total(values: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the contribution of each loss term (or part of one) in a log line to the total.
+    """Return the contribution to the total loss of each value of a loss term in a log line, by key.
 
-    It is weight x value, and x the learned factor if the terms are balanced.
+    The contribution is weight * value. If the terms are balanced, it is multiplied by the learned factor.
     """
     return {
         key: weights[name] * values.get(FACTOR + name, 1.0) * values[key]
@@ -35,23 +39,29 @@ def parts_of_total(values: Mapping[str, float], weights: Mapping[str, float]) ->
 
 
 class Health:
-    """Monitor of loss terms and gradient norm on rank 0, which logs each warning once."""
+    """Monitor of loss terms and gradient norms. It logs each warning only once and only on rank 0."""
 
     def __init__(self, run: Run, *, total_steps: int) -> None:
         self._run, self._is_main = run, ranks.rank() == 0
         least, most = PATIENCE_STEPS
         self._patience = int(min(most, max(least, PATIENCE_PART * total_steps)))
         self._since: dict[str, int] = {}
-        """Finding to the step since which it has persisted."""
+        """Condition to the first step since which it has held."""
         self._said: set[str] = set()
 
     def observe_step(self, step: int, grad_norm: float) -> None:
-        """Check the gradient norm (before clipping) of update number `step`, counted from 1."""
+        """Warn if all recent gradients were clipped.
+
+        Args:
+            step: number of the update, counted from 1.
+            grad_norm: gradient norm of this update before clipping.
+        """
         most = self._run.optim.clip_grad_norm
         if self._holds("clipping", bool(most) and grad_norm > most, step):
             logger.warning(
-                "every gradient of the last %d steps was clipped (norm %.3g now, optim.clip_grad_norm %g), so its size "
-                "no longer matters. Lower the weight of the largest term, or raise --optim.clip_grad_norm.",
+                "every gradient of the last %d steps was clipped (norm %.3g now, optim.clip_grad_norm %g), so only the "
+                "directions of gradients matter. Lower the weight of the largest term, or raise "
+                "--optim.clip_grad_norm.",
                 self._patience,
                 grad_norm,
                 most,
@@ -61,8 +71,9 @@ class Health:
         """Warn if one loss term dominates the total.
 
         Args:
-            values: a log line: each term before weighting, and the total.
-            weights: weight of each term.
+            step: number of completed updates.
+            values: values of a log line; loss terms are not weighted, except in `total`.
+            weights: weight of each loss term, by name.
         """
         parts = parts_of_total(values, weights)
         for key, part in parts.items() if len(parts) > 1 else ():
@@ -71,7 +82,8 @@ class Health:
                 name = terms_of(values, weights)[key]
                 field = self._run.losses.terms()[name].lowered_by.get(key, "weight")
                 logger.warning(
-                    "%s is %.3g of the total of %.3g, so the other terms hardly count. Lower --losses.%s.%s.",
+                    "%s contributes %.3g to the total loss of %.3g, so the other terms hardly count. Lower "
+                    "--losses.%s.%s.",
                     key,
                     part,
                     total,
@@ -80,7 +92,7 @@ class Health:
                 )
 
     def _holds(self, finding: str, is_so: bool, step: int) -> bool:
-        """Return whether a finding has persisted long enough and has not been reported yet."""
+        """Return whether a condition has held long enough and has not been reported yet."""
         if not is_so or not self._is_main:
             self._since.pop(finding, None)
             return False

@@ -1,7 +1,7 @@
-"""Identity of a run: settings that affect the result, and fingerprints of its inputs.
+"""Identity of a run: the settings that affect its result, and fingerprints of its inputs.
 
-Each checkpoint's manifest stores it, so that a later launch can check that it continues the same run. Paths and
-modification times are not part of it, because files may be moved and touched.
+The manifest of each checkpoint stores the identity, so that a later launch can check that it continues the same run.
+The identity does not include paths and modification times, because files may be moved or touched.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from vitkd_ds.models.weights import INDEX_SUFFIX, files_of_index
 from vitkd_ds.train.parts import Parts
 
 OF_DESCRIPTION = ("classes", "normalization")
-"""Keys of the .json next to the weights that affect their use."""
+"""Keys of the .json file next to a weights file; their values affect how the weights are used."""
 _CHUNK = 1 << 24
 
 
 def identity_of(parts: Parts) -> dict[str, Any]:
-    """Return a run's settings and input fingerprints. Collective.
+    """Return a run's identity: the settings that affect its result and the fingerprints of its inputs. Collective.
 
     Raises:
         ValueError: nodes have different files under the same path.
@@ -50,7 +50,7 @@ def identity_of(parts: Parts) -> dict[str, Any]:
 
 
 def weights_of(run: Run) -> dict[str, str]:
-    """Map each setting that names a file of weights to the hash of that file."""
+    """Return the hash of each weights file, keyed by the setting that names the file."""
     student = run.student
     files = {"student.init": hub_file(student.model) if student.init == "hub" else Path(student.init)}
     for name, teacher in run.teachers.items():
@@ -74,7 +74,10 @@ def _hash(file: Path) -> str:
 
 
 def check_identity(start: Start | None, identity: dict[str, Any], *, free: tuple[str, ...] = ()) -> None:
-    """Raise ValueError unless a checkpoint's run has these inputs and settings; settings in `free` may differ."""
+    """Raise ValueError unless a checkpoint comes from a run with this identity.
+
+    Settings in `free` may differ. If `start` is None, there is no checkpoint, and nothing is checked.
+    """
     before = start.manifest.get("identity") if start else identity
     if before is None:  # versions before 0.9.1 stored only the training images
         if not start.config.exists():

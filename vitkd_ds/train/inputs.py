@@ -12,11 +12,11 @@ from vitkd_ds.train.mixing import Mixing, blend, mix_step
 
 
 class Inputs:
-    """Preprocessor from uint8 images and labels to the normalised images of all models, and the targets.
+    """Preprocessor from uint8 images and labels to soft targets and normalised images for each model.
 
-    Models with equal mean, std and dtype share one tensor. On a GPU with compiled models, mixing and normalising are
-    one compiled function, which reads each image twice and writes each result once; its last bits differ from the plain
-    operations'. On a CPU, the plain operations are faster.
+    Models with equal mean, std and dtype share one tensor. On a GPU with compiled models, one compiled function mixes
+    and normalises the images. It reads each image twice and writes each result once, and its results differ in the last
+    bits from those of the separate operations. On a CPU, the separate operations are used because they are faster.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Inputs:
     def __call__(
         self, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return the student's images, each teacher's images by name, and targets_BK; see `mix_step` for the keys.
+        """Return the student's images, each teacher's images by name, and the soft targets [B, K].
 
-        Models with equal preprocessing get the same tensor.
+        Models with equal preprocessing get the same tensor. For `step` and `place`, see `mix_step`.
         """
         keys = {"step": step, "place": place}
         if self._render:
@@ -52,7 +52,10 @@ class Inputs:
         return *inputs, targets_BK
 
     def _memory_for(self, images_BCHW: Tensor) -> Tensor:
-        """Return a buffer for the mixed images, reused while the shape stays the same; normalising copies from it."""
+        """Return a buffer for the mixed images, which is reused while the shape of the images stays the same.
+
+        Reuse is safe because normalising copies the content.
+        """
         if self._mixed_BCHW is None or self._mixed_BCHW.shape != images_BCHW.shape:
             self._mixed_BCHW = torch.empty_like(images_BCHW, dtype=torch.float32)
         return self._mixed_BCHW
@@ -62,6 +65,6 @@ class Inputs:
         return self.normalize(images_BCHW if mixing is None else blend(images_BCHW, mixing))
 
     def normalize(self, images_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Normalise images with values 0 to 255; return the student's, and each teacher's by name."""
+        """Normalise images (values 0 to 255). Return the student's images, and each teacher's images by name."""
         images = [normalization.apply(images_BCHW, dtype) for normalization, dtype in self._ways]
         return images[0], {name: images[way] for name, way in self._way_of.items()}

@@ -38,8 +38,8 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
     peak = peak_lr(run)
     steps = schedule.total_steps
     logger.info(
-        f"peak learning rate: {peak:g} for {run.global_batch_size} images ({run.optim.lr:g} for "
-        f"{run.optim.lr_batch_size}), reached after {schedule.warmup_steps} of {steps} steps, then "
+        f"peak learning rate: {peak:g} for a batch of {run.global_batch_size} images (optim.lr is {run.optim.lr:g} for "
+        f"{run.optim.lr_batch_size} images), reached after {schedule.warmup_steps} of {steps} steps, then "
         f"{'falling' if run.optim.min_lr <= peak else 'rising'} to {run.optim.min_lr:g}"
     )
     asked = round(asked_warmup(run, steps, schedule.steps_per_epoch))
@@ -55,9 +55,10 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
 
 
 def describe_run(parts: Parts, resumed_step: int, *, models: dict[str, Any], workdir: str) -> None:
-    """Write config.json, and remove the `done` marker, so that an extended run counts as unfinished.
+    """Write config.json, and remove the `done` file, so that a run that is being extended counts as unfinished.
 
-    A resumed run has equal settings, but its folder may have moved and packages may have been updated.
+    A resumed run also writes config.json again. Its settings are unchanged, but its folder may have been moved and
+    packages may have been updated.
 
     Args:
         models: costs of all models, from `model_costs`.
@@ -90,7 +91,7 @@ def describe_run(parts: Parts, resumed_step: int, *, models: dict[str, Any], wor
 
 
 def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], list[dict[str, Any]]]:
-    """Return the steps at which the run was extended, including this launch, and its earlier launches."""
+    """Return the list of steps at which the run was extended, now or earlier, and the list of its earlier launches."""
     config = Path(run.workdir) / CONFIG
     if not resumed_step:
         return [], []
@@ -103,9 +104,10 @@ def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], 
 
 
 def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:
-    """Return each model's name, parameters, tokens, head and GFLOPs per image, in config.json's layout.
+    """Return each model's name, head, number of parameters and tokens, and GFLOPs per image.
 
-    Teachers also have the licence of their weights. The teacher entry is None in a run without a teacher.
+    The layout is that of config.json. The entry of a teacher also contains the licence of its weights. In a run without
+    a teacher, the entry `teacher` is None.
     """
     student = replace(run.student, init="", checkpoint_activations=False)
     with torch.device("meta"):

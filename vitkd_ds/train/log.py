@@ -30,11 +30,11 @@ _IS_EVALUATION = EVALUATED.encode()
 
 
 class MetricsLog:
-    """Log of metrics: one line in metrics.jsonl per log step and per evaluation. Other ranks than 0 write nothing.
+    """Log of a run's metrics: one line in metrics.jsonl per log step and per evaluation. Only rank 0 writes.
 
-    A resumed run will repeat the steps after `resumed_step` and the evaluations after `evaluated_step`, so it first
-    drops their lines; the file has each step once. Every value also goes to `trackers`, which receive the run's
-    `settings`.
+    A resumed run repeats the steps after `resumed_step` and the evaluations after `evaluated_step`. Their old lines are
+    dropped first, so that the file has each step once. Every value also goes to the trackers in `trackers`, which get
+    the run's `settings` when they are opened.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MetricsLog:
             self.progress.show(step, f"total {values['total']:.4g}", text)
 
     def keep_predictions(self, step: int, predictions: Mapping[str, list[Any]]) -> None:
-        """Write the models' predictions in the evaluation at `step`, replacing the previous file."""
+        """Write the models' predictions from the evaluation at `step`. They replace those of the last evaluation."""
         if self.is_main:
             content = json.dumps({"step": step} | predictions, separators=(",", ":"))
             _attempt(lambda: write_text(self.predictions, f"{content}\n"))
@@ -94,7 +94,7 @@ class MetricsLog:
 
 
 class _Appended:
-    """Append-only file that buffers bytes which could not be written, as on a full disk, and retries them later."""
+    """Append-only file. It buffers bytes that it cannot write, for example on a full disk, and writes them later."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("ab", buffering=0)
@@ -111,13 +111,16 @@ class _Appended:
             raise OSError(f"cannot write {self.file.name}: {error}. {remedy}") from error
 
     def close(self) -> None:
-        """Write the buffered bytes and close the file. Raise OSError if they are lost."""
+        """Write the buffered bytes and close the file. Raise OSError if some bytes cannot be written and are lost."""
         with closing(self.file):
             self.add(b"")
 
 
 class _Board(_Appended):
-    """TensorBoard event file of this launch. SummaryWriter is not used: its thread dies at the first failed write."""
+    """TensorBoard event file of this launch.
+
+    SummaryWriter is not used, because its thread dies at the first failed write.
+    """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
         folder.mkdir(exist_ok=True)
@@ -147,11 +150,14 @@ OF_THE_MACHINE = ("images_per_s", "s_per_step", "data_wait_s", "memory_gib", "tf
 
 @dataclass
 class Meter:
-    """Means of the loss terms over steps and ranks, and the speed without evaluations and checkpoints.
+    """Meter of the loss terms' means over steps and ranks, and of the training speed.
 
-    The first step of a process is not timed, because it compiles and warms up. After a restart from a checkpoint
-    between two log steps, the first means cover fewer steps. `clock` waits for the device, then returns seconds. If the
-    device's `peak_tflops` is known, TFLOP/s and MFU are computed from `image_gflops` per image.
+    Time for evaluations and checkpoints is not counted. The first step of a process is not timed, because it compiles
+    and warms up. After a restart from a checkpoint between two log steps, the first means cover fewer steps than the
+    following ones.
+
+    `clock` must wait for the device and then return the time in seconds. `image_gflops` is the number of GFLOPs per
+    trained image. If `peak_tflops` of the device is known, TFLOP/s and MFU (the fraction of the peak) are computed.
     """
 
     global_batch_size: int
@@ -197,10 +203,10 @@ class Meter:
         self.started = None
 
     def read(self) -> dict[str, float]:
-        """Return the means over all ranks since the last call and, from the second step on, the speed. Collective.
+        """Return the means over all ranks since the last call, and the speed if a step has been timed. Collective.
 
-        The speed consists of images/s over all ranks, seconds per step, seconds per step that a rank waited for data,
-        and TFLOP/s and MFU per device.
+        The speed consists of images/s over all ranks, seconds per step, and the seconds per step for which a rank
+        waited for data (mean over ranks). If the device's peak is known, TFLOP/s and MFU per device are included.
         """
         num_timed = self.timed_steps - self.read_steps
         terms = torch.stack(list(self.sums.values()))
@@ -223,14 +229,14 @@ class Meter:
 
     @property
     def images_per_s(self) -> float | None:
-        """Speed over all timed steps, or of the first step if no other is timed; None before the first step."""
+        """Images per second over all timed steps; before these, the speed of the first step, or None without one."""
         if self.timed_steps:
             return self.global_batch_size * self.timed_steps / self.timed_s
         return self.global_batch_size / self.warmup_s if self.warmup_s is not None else None
 
 
 def _attempt(function: Callable[[], None]) -> None:
-    """Call a function and log OSError as a warning: a full disk must not end the run."""
+    """Call a function. Log an OSError as a warning, because a full disk must not end the run."""
     try:
         function()
     except OSError as error:
@@ -238,7 +244,7 @@ def _attempt(function: Callable[[], None]) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """Return the step of a line, or inf for a truncated or damaged line."""
+    """Return the step in a line of metrics.jsonl, or inf if the line is truncated or damaged."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):

@@ -52,17 +52,18 @@ logger = logging.getLogger(__name__)
 
 
 def train(run: Run) -> dict[str, Any] | None:
-    """Train, evaluate and export in a run folder that this job locks. All ranks must call it.
+    """Train, evaluate and export in a run folder that this job locks. Collective: all ranks must call this function.
 
     Args:
-        run: as `vitkd_ds.commands.parse.checked` returns it.
+        run: settings as returned by `vitkd_ds.commands.parse.checked`.
 
     Returns:
         The content of summary.json, on every rank; None if a signal stopped the run. Rerun the same command to resume.
 
     Raises:
-        ValueError: a setting, file or model is invalid, or the folder is in use; raised before any update.
-        vitkd_ds.train.step.NonFiniteError, vitkd_ds.checkpoint.save.SaveError: see there.
+        ValueError: a setting, file or model is invalid, or the folder is in use. It is raised before any update.
+        vitkd_ds.train.step.NonFiniteError: a loss or gradient is inf or nan.
+        vitkd_ds.checkpoint.save.SaveError: checkpoints cannot be saved.
     """
     # Local checks come first, before ranks wait for each other.
     find_ds_config(run.ds_config)
@@ -108,7 +109,9 @@ def _is_stopped(device: torch.device) -> bool:
 
 
 def _look(run: Run) -> tuple[bool, Start | None]:
-    """Return whether the run is finished and, if not, its starting checkpoint.
+    """Return whether the run is finished, and the checkpoint to start from.
+
+    The checkpoint is None if the run is finished or starts at step 0.
 
     Raises:
         ValueError: the folder's settings do not allow this run.
@@ -177,9 +180,9 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
 
 @dataclass(frozen=True)
 class Session:
-    """One start of a run, from its checkpoint or step 0 until the end or a signal.
+    """Training in one launch, from a checkpoint or step 0 until the schedule ends or a signal arrives.
 
-    All methods are collective. Methods with a bool result return False after a signal.
+    All methods are collective. Methods that return a bool return False if a signal stopped them, and True otherwise.
     """
 
     parts: Parts
@@ -230,9 +233,10 @@ class Session:
         return True
 
     def after_step(self) -> bool:
-        """Save and evaluate if due and not yet done.
+        """Save a checkpoint and evaluate, each only if it is due after this step and has not been done yet.
 
-        The checkpoint is saved first, so that a signal during the evaluation loses no step; the result is added to it.
+        The checkpoint is saved first, so that a signal during the evaluation loses no step. The evaluation's result is
+        added to the checkpoint afterwards.
         """
         step = self.state.step
         schedule = self.parts.schedule
@@ -266,7 +270,10 @@ def training_micro_batches(parts: Parts, start_step: int) -> Iterator[tuple[Tens
 
 
 def step_values(parts: Parts, update: Update) -> dict[str, float]:
-    """Return the logged values besides loss terms and speed; the gradient norm is before clipping. Collective."""
+    """Return the values to log besides loss terms and speed. Collective.
+
+    The gradient norm is the norm before clipping.
+    """
     steps_done = update.step + 1
     values = {
         "epoch": steps_done / parts.schedule.steps_per_epoch,

@@ -1,7 +1,8 @@
 """Mixup, CutMix and label smoothing on a micro-batch: integer labels in, soft targets out.
 
-This does not use timm's versions: timm pairs each image with its mirror position in the micro-batch, while the method's
-code (mmcls, used by cls_KD) picks random partners. Pixel values stay 0 to 255; `inputs` normalises them later.
+timm's implementations are not used, because timm mixes image i of a micro-batch of B with image B - 1 - i. The code of
+the distillation method (mmcls, used by cls_KD) draws random partners, and so does this module. Pixel values stay 0 to
+255; `vitkd_ds.train.inputs` normalises them later.
 """
 
 from collections.abc import Iterable
@@ -18,14 +19,14 @@ from vitkd_ds.data.transfer import send
 T = TypeVar("T")
 
 MIX_STREAM = 3
-"""Last element of `mix_step`'s random key, which separates its draws from other uses of (seed, step)."""
+"""Last element of the random-generator key in `mix_step`; it makes these draws differ from others of the same step."""
 
 
 def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float) -> Tensor:
-    """Return smoothed one-hot targets: float32 [B, K], each row summing to 1, or [B, 0] without classes.
+    """Return one-hot targets after label smoothing: float32 [B, K], with rows that sum to 1.
 
-    ``label_smoothing`` of the mass is spread over all classes, including the labelled one, as in mmcls's mode
-    "original".
+    The fraction ``label_smoothing`` of the probability is spread evenly over all classes, including the labelled class,
+    as in mmcls's mode "original". Without classes, the result has the shape [B, 0].
     """
     if not num_classes:
         return torch.zeros(len(labels_B), 0, device=labels_B.device)
@@ -35,9 +36,9 @@ def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float
 
 
 def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw a box around a random centre that covers ``1 - lam`` of the image's area, clipped at the edges.
+    """Draw a box with a random centre and the fraction ``1 - lam`` of the image's area.
 
-    Before clipping, each side is rounded down to an even number of pixels, as in mmcls.
+    Each side is rounded down to an even number of pixels, as in mmcls. The box is then clipped at the image's edges.
 
     Returns:
         Top, bottom, left and right in pixels; bottom and right are exclusive.
@@ -61,26 +62,26 @@ def mix(
     render: Callable[..., T] | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor | T, Tensor]:
-    """Mix each image of a micro-batch with a partner by Mixup or CutMix, with equal odds if both are on.
+    """Mix each image of a micro-batch with a partner image by Mixup or CutMix.
 
-    Mixup blends ``lam * image + (1 - lam) * partner``. CutMix pastes a box of the partner, and lam becomes the fraction
-    of the image that stays visible. lam is drawn from Beta(alpha, alpha), partners are a random permutation, and
-    targets are mixed with lam.
+    If both are enabled, each is chosen with probability 1/2. Mixup computes ``lam * image + (1 - lam) * partner``.
+    CutMix pastes a box of the partner, and lam becomes the fraction of the image that stays visible. lam is drawn from
+    Beta(alpha, alpha), the partners are a random permutation, and the targets are mixed with lam.
 
     Args:
-        images_BCHW: uint8 or float, 0 to 255; not modified.
+        images_BCHW: uint8 or float, values 0 to 255; not modified.
         labels_B: int64 class indices in [0, num_classes); ignored if num_classes is 0.
-        mixup_alpha, cutmix_alpha: 0 disables that kind of mixing.
+        mixup_alpha, cutmix_alpha: alpha for Mixup and for CutMix; 0 disables Mixup or CutMix.
         label_smoothing: see `smooth_targets`.
         rng: the only source of randomness.
-        mix_mode: "batch" (one choice, lam and box per micro-batch) or "element" (one per image).
+        mix_mode: "batch" draws the kind of mixing, lam and the box once per micro-batch, "element" once per image.
         render: see `mix_step`.
-        out: float32 output buffer in the images' shape, used only in mode "batch". On a CPU, allocating memory costs
-            more than mixing. None allocates it.
+        out: float32 output buffer in the images' shape, used only in mode "batch" without `render`. None allocates a
+            buffer; on a CPU, the allocation takes longer than the mixing.
 
     Returns:
-        images_BCHW float32 in the memory format of the input, and targets_BK float32, each row summing to 1,
-        or [B, 0] without classes.
+        The mixed images (float32 in the memory format of the input) or the result of `render`, and the mixed targets
+        (float32 [B, K], or [B, 0] without classes).
     """
     targets_BK = smooth_targets(labels_B, num_classes=num_classes, label_smoothing=label_smoothing)
     drawn = _draw(images_BCHW, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha, mix_mode=mix_mode, rng=rng)
@@ -104,36 +105,38 @@ def mix(
 
 
 def _pairs(partner_B: Tensor) -> Iterable[tuple[Any, Any]]:
-    """Return pairs of image index and partner index: one pair of batch indices on a GPU, one pair per image on a CPU.
+    """Return pairs of an image index and a partner index.
 
-    On a CPU, temporaries for one image stay in the cache, and an integer index gives a view; indexing with a tensor
-    would copy byte by byte.
+    On a GPU, a single pair covers the whole micro-batch: a slice of all images, and the tensor of all partners.
+
+    On a CPU, there is one pair of integers per image. Temporaries for one image then stay in the cache, and an integer
+    index gives a view, while indexing with a tensor would copy byte by byte.
     """
     return [(slice(None), partner_B)] if partner_B.is_cuda else enumerate(partner_B.tolist())
 
 
 def _mixup(images_BCHW: Tensor, partner_B: Tensor, lam: float, out_BCHW: Tensor) -> None:
-    """Blend each image with its partner."""
+    """Blend each image with its partner, and write the result to `out_BCHW`."""
     for place, partner in _pairs(partner_B):
         partners = images_BCHW[partner].to(torch.float32, copy=True)  # without a copy, mul_ would modify fp32 inputs
         out_BCHW[place].copy_(images_BCHW[place]).mul_(lam).add_(partners.mul_(1 - lam))
 
 
 class Mixing(NamedTuple):
-    """Mixing parameters per image: NumPy arrays as drawn, or tensors on the images' device."""
+    """Mixing parameters per image: NumPy arrays after the random draws, or tensors on the images' device."""
 
     partner_B: Any
     """Index of the partner image, int64."""
     lam_B: Any
-    """Weight of the image itself; float64 as drawn, fp32 on the device."""
+    """Weight of the image itself; float64 in a NumPy array, fp32 in a tensor."""
     box_B4: Any
-    """Box pasted by CutMix, int64: top, bottom, left and right as in `cutmix_box`."""
+    """Box that CutMix pastes, int64: top, bottom, left and right as in `cutmix_box`."""
     is_cutmix_B: Any
-    """True for CutMix, False for Mixup, bool."""
+    """bool: True for CutMix, False for Mixup."""
 
 
 def blend(images_BCHW: Tensor, mixing: Mixing) -> Tensor:
-    """Return the mixed images in fp32, without modifying the input; all operations can be fused by a compiler."""
+    """Return the mixed images in fp32. The input is not modified, and a compiler can fuse all operations."""
     height, width = images_BCHW.shape[2:]
     top, bottom, left, right = mixing.box_B4[:, :, None].unbind(1)
     y, x = (torch.arange(size, device=images_BCHW.device) for size in (height, width))
@@ -152,7 +155,7 @@ def _blend_targets(targets_BK: Tensor, mixing: Mixing) -> Tensor:
 def _draw(
     images_BCHW: Tensor, *, mixup_alpha: float, cutmix_alpha: float, mix_mode: str, rng: np.random.Generator
 ) -> Mixing | None:
-    """Draw mixing parameters on the CPU, without waiting for the device; None if Mixup and CutMix are off."""
+    """Draw mixing parameters on the CPU without waiting for the device. Return None if Mixup and CutMix are off."""
     num_images, _, height, width = images_BCHW.shape
     alphas = [(kind, alpha) for kind, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)) if alpha > 0]
     if not alphas:
@@ -188,13 +191,14 @@ def mix_step(
 ) -> tuple[Tensor | T, Tensor]:
     """Mix a micro-batch with a run's settings (see `mix`), and seed torch's generator for masks and drop path.
 
-    Random draws are keyed by seed, step and `place`, so they do not depend on the number of ranks, and checkpoints need
-    no generator state.
+    All random draws depend only on the run's seed, `step` and `place`. Therefore they are the same for any number of
+    ranks, and checkpoints need no generator state.
 
     Args:
+        step: number of completed updates.
         place: index of the micro-batch in the step, counted over all ranks.
-        render: called with the raw images and their `Mixing` (None if mixing is off); its result replaces the mixed
-            images.
+        render: function that gets the images and their `Mixing` (None if mixing is off). If given, it does the mixing,
+            and its result is returned instead of the mixed images.
         out: see `mix`.
     """
     rng = keyed_rng(run.seed, step, place, MIX_STREAM)

@@ -1,6 +1,7 @@
 """Write RUN/nonfinite/stepN.json for an update whose loss or gradient is inf or nan.
 
-It needs no bookkeeping during training: every random draw is keyed by the step, so the step's images can be recomputed.
+Nothing is recorded for this during training. Every random draw depends only on the seed and the step, so the images of
+the update can be determined afterwards.
 """
 
 import json
@@ -24,9 +25,10 @@ FOLDER = "nonfinite"
 
 
 def report_nonfinite(parts: Parts, update: Update) -> None:
-    """Write terms, gradient norms, images and a replay command of a skipped update to RUN/nonfinite. Collective.
+    """Write a report about a skipped update to RUN/nonfinite/stepN.json. Collective.
 
-    The file is stepN.json, with N counting from 1.
+    N is the number of the update, counted from 1. The report contains the loss terms, the gradient norms, the images
+    and a command that repeats the failure. If the file cannot be written, a warning is logged.
     """
     terms = ranks.from_all({name: value.item() for name, value in update.terms.items()})
     if ranks.rank():
@@ -59,7 +61,8 @@ def report_nonfinite(parts: Parts, update: Update) -> None:
 def replay_command(run: Run, step: int) -> str:
     """Return the command that repeats training from the last checkpoint to the failure at update `step`.
 
-    It uses a new folder and the run's exact settings, since another number of steps would change the schedule.
+    The command trains in a new folder. It keeps all of the run's settings, including the number of steps, because a
+    different number of steps would change the learning rates.
     """
     workdir = Path(run.workdir)
     tag = newest(Path(run.workdir) / CHECKPOINTS)
@@ -71,5 +74,5 @@ def replay_command(run: Run, step: int) -> str:
 
 
 def _readable(values: dict[str, float]) -> dict[str, Any]:
-    """Replace inf and nan, which JSON does not have, by strings."""
+    """Return the values with inf and nan replaced by strings, because JSON has no numbers for them."""
     return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}

@@ -47,7 +47,7 @@ class Models:
     student: nn.Module
     teachers: dict[str, nn.Module]
     pairs: dict[str, PairInfo | None]
-    """Student and teacher widths and patch grids by teacher, for the losses; None if no term compares tokens."""
+    """For each teacher, widths and patch grids of it and the student; None if no loss term compares its tokens."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Parts:
     inputs: Inputs
     """Preprocessor from a micro-batch to the inputs of all models."""
     answering: tuple[str, ...] = ()
-    """Teachers with logits for the data's classes; their agreement with the student can be evaluated."""
+    """Names of the teachers that predict the data's classes; their agreement with the student is evaluated."""
     watched: dict[str, LossPart] = field(default_factory=dict)
-    """Loss terms with metrics for an evaluation without labels, by name: fp32 copies on the CPU."""
+    """Loss terms whose metrics are evaluated in a run without labels, by name. They are fp32 copies on the CPU."""
     knn_loaders: tuple[Loader, Loader] | None = None
-    """Loaders of labelled k-NN images (neighbours, then queries), with validation crops."""
+    """Loaders of labelled images for k-NN, with validation crops: first neighbours, then images to classify."""
     train_loader: Loader | None = None
-    """None, like val_loader, in `vitkd-ds doctor`, which trains on random images."""
+    """None in `vitkd-ds doctor`, which trains on random images. The same holds for val_loader."""
     val_loader: Loader | None = None
 
     def student_description(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def build_parts(run: Run, device: torch.device) -> Parts:
     """Check the data and build loaders, models and engines. Collective.
 
     Raises:
-        ValueError: a setting, file or model is invalid or incompatible; raised on all ranks.
+        ValueError: a setting, file or model is invalid or incompatible. It is raised on all ranks.
     """
     split = split_of(run)
     # A file missing on one node must end all ranks: the others would wait for it in the first collective.
@@ -138,7 +138,7 @@ def build_parts(run: Run, device: torch.device) -> Parts:
 def start_engines(
     run: Run, ds_config: dict[str, Any], models: Models, schedule: Schedule, device: torch.device
 ) -> Parts:
-    """Move the models into their engines and return components without loaders, enough for a step. Collective."""
+    """Move the models into their engines. Return all components except the loaders. Collective."""
     micro = ds_config["train_micro_batch_size_per_gpu"]
     if device.type == "cpu":
         for model in (models.student, *models.teachers.values()):
@@ -171,31 +171,31 @@ def start_engines(
 
 
 def check_is_read_alike(teacher: nn.Module, role: str) -> None:
-    """Check that either all ranks hold the whole teacher, or all stream its weights block by block. Collective.
+    """Raise ValueError on all ranks unless all hold the whole teacher or all stream its blocks. Collective.
 
-    A mixture would deadlock in different collectives, so ValueError is raised on all ranks.
+    A rank that streams the teacher's weights block by block calls other collectives, so a mixture would deadlock.
     """
     are_streamed = ranks.from_all(hasattr(teacher, "weight_stream"))
     if len(set(are_streamed)) > 1:
         whole = [number for number, is_streamed in enumerate(are_streamed) if not is_streamed]
         raise ValueError(
-            f"{role}.checkpoint differs between nodes: ranks {', '.join(map(str, whole))} cannot stream it (no "
-            "safetensors file, or weights that need conversion), but other ranks can. Copy the same file to every node."
+            f"{role}.checkpoint differs between nodes: ranks {', '.join(map(str, whole))} cannot stream it, because "
+            "it is not a safetensors file or needs conversion; other ranks can. Copy the same file to every node."
         )
 
 
 def split_of(run: Run) -> BatchSplit:
-    """Split the run's global batch over its ranks. Raises ValueError if they cannot share it."""
+    """Split the run's global batch over its ranks. Raise ValueError if it cannot be split equally."""
     return split_batch(run.global_batch_size, world_size=ranks.world_size(), limit=run.micro_batch_size_per_gpu)
 
 
 def open_split(
     run: Run, split: str, micro_batch_size: int, device: torch.device, *, classes: tuple[str, ...] | None = None
 ) -> Loader:
-    """Build this rank's loader of a split, train or val. Raises the errors of `build_loader`.
+    """Build this rank's loader of the split train or val. It raises the errors of `build_loader`.
 
     Args:
-        classes: class names in the order that numbers them; the split's classes must be among them.
+        classes: class names in label order, which include the split's classes; None keeps the split's own classes.
     """
     is_train = split == "train"
     return build_loader(
@@ -217,7 +217,7 @@ def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loa
     """Build this rank's loaders of data.knn_train and data.knn_val; return None if they are not set.
 
     Raises:
-        ValueError: a file is missing, unlabelled or too small for k-NN, or the two have different classes.
+        ValueError: a file is missing, unlabelled or too small for k-NN, or both files do not have the same classes.
     """
     if not run.data.knn_train:
         return None
@@ -231,8 +231,8 @@ def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loa
         known = known or images.classes
         if len(images.classes) < 2 or images.num_images < least or set(images.classes) != set(known):
             raise ValueError(
-                f"{key} needs at least {least} images, labelled with two or more classes (those of data.knn_train), "
-                f"but {path} has {images.num_images} images of {len(images.classes)} classes. Pass another file."
+                f"{key} needs at least {least} images, labelled with the classes of data.knn_train (at least two), but "
+                f"{path} has {images.num_images} images of {len(images.classes)} classes. Pass another file."
             )
         shared = {"val": path, "labels": "use", "num_classes": len(known), "classes": "", "max_val_images": 0}
         own = replace(run, data=replace(run.data, **shared))
@@ -241,12 +241,12 @@ def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loa
 
 
 def check_teacher_classes(run: Run, name: str, classes: tuple[str, ...]) -> bool:
-    """Return whether a teacher's classes match the data's in order, as far as known.
+    """Return whether a teacher has the data's classes in the same order.
 
-    The .json next to the teacher's file may list its classes; without such a list they are assumed to match.
+    The .json file next to the teacher's weights may list its classes. Without such a list, the result is True.
 
     Raises:
-        ValueError: the classes differ, and a loss term compares logits.
+        ValueError: the classes differ, and a loss term compares the teacher's logits.
     """
     teacher = run.teachers[name]
     if teacher.head or teacher.checkpoint in ("hub", "random"):
@@ -264,7 +264,7 @@ def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
     """Build the student and teachers with their weights, for the data's `classes`.
 
     Raises:
-        ValueError: the models or their weights do not fit.
+        ValueError: the models do not fit each other, or weights do not fit their model.
     """
     torch.manual_seed(run.seed)  # the same student on every rank
     student = build.build_student(run.student, run.data, classes=classes, **student_needs(run))
@@ -288,7 +288,7 @@ def teacher_needs(run: Run, name: str) -> dict[str, bool]:
 
 
 def fit_models(run: Run, student: nn.Module, teachers: dict[str, nn.Module]) -> Models:
-    """Check that a run's models fit each other; raise ValueError if they do not."""
+    """Check that a run's models fit each other, and return them. Raise ValueError if they do not fit."""
     pairs = {}
     for name, teacher in teachers.items():
         config = run.teachers[name]

@@ -15,9 +15,10 @@ DIGITS = 4
 
 
 class Predictions:
-    """Predictions of one evaluation, kept on the device: per image the label, and per model class and probability.
+    """Predictions of one evaluation, kept on the device until `result` is called.
 
-    Every rank must create one and call `add` equally often.
+    They contain each image's label, and each model's most likely class with its probability. Every rank must create an
+    instance and call `add` the same number of times.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,10 @@ class Predictions:
         self._teachers: tuple[str, ...] = ()
 
     def add(self, student_BK: Tensor, teachers_BK: Mapping[str, Tensor], labels_B: Tensor) -> None:
-        """Add a micro-batch of this rank: student logits, teachers' logits by name (fp32) and labels (int64)."""
+        """Add a micro-batch of this rank: the student's logits, each teacher's logits by name, and the labels.
+
+        Logits are fp32, labels int64.
+        """
         self._teachers = tuple(teachers_BK)
         columns = [labels_B]
         for logits_BK in (student_BK, *teachers_BK.values()):
@@ -37,13 +41,14 @@ class Predictions:
         """Join the predictions of all ranks. Collective.
 
         Args:
-            numbers: each validation image's number in its file, int64, in the order of
+            numbers: for each validation image, its number in the file; int64, in the order of
                 `vitkd_ds.data.order.val_share`.
 
         Returns:
-            Lists with one element per image, without padding: `image` (number in its file), `label`, and the most
-            likely class of each model as `student`, `teacher` (the first) and `teacher/NAME` (others). The same model
-            names with the suffix `_probability` give its probability, 0 to 1.
+            Lists with one element per image, without padding. `image` contains the image's number in the file, and
+            `label` its label. The most likely class is in `student` for the student, in `teacher` for the first
+            teacher, and in `teacher/NAME` for other teachers. The same keys with the suffix `_probability` contain the
+            probabilities of these classes, 0 to 1.
         """
         mine = torch.cat(self._rows)
         all_rows = mine.new_zeros(len(mine) * ranks.world_size(), mine.shape[1])

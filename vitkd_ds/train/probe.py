@@ -1,6 +1,6 @@
-"""Measure frozen features with labels: k-nearest neighbours and a linear probe.
+"""Evaluate frozen features with labels: k-nearest neighbours and a linear probe.
 
-These are plain functions of features and labels; equal features, labels and seed give equal results.
+All functions depend only on their arguments: equal features, labels and seed give equal results.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ EPOCHS = 20
 BATCH = 256
 MOMENTUM = 0.9
 FLOOR = 1e-4
-"""Minimum standard deviation of a channel, relative to the mean over channels.
+"""Lower bound of a channel's standard deviation, as a fraction of the mean standard deviation over channels.
 
-Without it, standardising would amplify the noise of a nearly constant channel.
+Without this bound, standardising would amplify the noise of a nearly constant channel.
 """
 ROWS = 256
-"""Validation images per chunk of the similarity matrix, which bounds memory."""
+"""Number of validation images for which similarities are computed at once; it limits memory."""
 
 
 class Probe(NamedTuple):
@@ -50,7 +50,10 @@ def knn_votes(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """Let the k training images with the largest cosine vote for their class, each with exp(cosine / temperature).
+    """Compute each validation image's k-NN votes for the classes.
+
+    The k training images with the largest cosine similarity vote for their own classes, each with the weight exp(cosine
+    / temperature).
 
     Args:
         train_ND, val_MD: features, any float dtype, on one device.
@@ -60,14 +63,14 @@ def knn_votes(
         Sums of votes, fp32 [M, num_classes].
 
     Raises:
-        ValueError: fewer than k training images.
+        ValueError: there are fewer than k training images.
 
     **Source**: DINO, facebookresearch/dino `eval_knn.py`.
     """
     if len(train_ND) < k:
         raise ValueError(
             f"k-NN needs at least {k} training images that can be decoded, got {len(train_ND)}. Pass more with "
-            "--train, or in a run with --data.knn_train."
+            "--train or, for a run, with --data.knn_train."
         )
     train_ND = F.normalize(train_ND.float(), dim=1)
     votes = []
@@ -81,15 +84,15 @@ def knn_votes(
 def linear_probe(train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, num_classes: int, seed: int = 0) -> Probe:
     """Train a linear classifier on frozen features, and apply it to the validation features.
 
-    A random tenth of the training images is held out to select the learning rate; the lowest wins a tie. Then the
-    classifier is trained on all training images.
+    A random tenth of the training images is held out to select the learning rate. If several learning
+    rates are equally good, the lowest one is selected. Then the classifier is trained on all training images.
 
     Args:
         train_ND, val_MD: features, any float dtype, on one device.
         labels_N: int64 in [0, num_classes).
 
     Raises:
-        ValueError: fewer than HELD_OUT training images, or features that are equal for all of them.
+        ValueError: there are fewer than HELD_OUT training images, or their features are all equal.
     """
     if len(train_ND) < HELD_OUT:
         raise ValueError(f"a probe needs at least {HELD_OUT} training images, got {len(train_ND)}. Pass more images.")
@@ -105,7 +108,10 @@ def linear_probe(train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, num_clas
 
 
 def _fit_and_apply(train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, lr: float, **parts: int) -> Tensor:
-    """Fit on `train_ND` and return the logits of `val_MD`, both standardised by the training mean and deviation."""
+    """Fit a classifier on `train_ND` and return the logits of `val_MD`.
+
+    Both are first standardised with the mean and standard deviation of `train_ND`.
+    """
     deviation_D, mean_D = torch.std_mean(train_ND.double(), dim=0, correction=0)
     if not deviation_D.any():
         raise ValueError(
@@ -121,9 +127,10 @@ def _fit_and_apply(train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, lr: fl
 def fit_linear(
     features_ND: Tensor, labels_N: Tensor, *, num_classes: int, lr: float, seed: int = 0, epochs: int = EPOCHS
 ) -> nn.Linear:
-    """Fit a zero-initialised linear classifier to cross-entropy with SGD.
+    """Fit a zero-initialised linear classifier by minimising the cross-entropy with SGD.
 
-    It uses batches of 256 shuffled by the seed, momentum 0.9, cosine decay from `lr` to 0, and no weight decay.
+    SGD uses batches of 256 images, shuffled with `seed`, and a momentum of 0.9. The learning rate decays from `lr` to 0
+    along a cosine, and there is no weight decay.
     """
     num_images, dim = features_ND.shape
     layer = nn.Linear(dim, num_classes).to(features_ND)

@@ -26,9 +26,10 @@ from vitkd_ds.train.predictions import Predictions
 
 
 def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
-    """Evaluate the weights that would be exported now, log the result, and update the last and best in `state`.
+    """Evaluate the weights that would be exported now, and log the result. Collective.
 
-    Collective. Returns False if any rank received a signal before the end.
+    `state` is updated with the result and, if it is the best so far, with the best step. Return False if any rank
+    received a signal before the end of the evaluation, and True otherwise.
     """
     watchdog.enter("evaluation", state.step)
     # The last evaluation goes into the summary, so it does not use TF32.
@@ -54,7 +55,10 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
 
 
 def kind_of(parts: Parts) -> str:
-    """Return the kind of metrics, as in `vitkd_ds.config.metrics`: "classes", or "features" for a headless student."""
+    """Return the kind of metrics (see `vitkd_ds.config.metrics`).
+
+    It is "classes" for a student with a classifier, and "features" for a student without one.
+    """
     return "classes" if parts.run.data.num_classes else "features"
 
 
@@ -90,9 +94,9 @@ def _evaluate_weights(
 
 
 def skipped_images(name: str, parts: Parts, *loaders: Loader) -> dict[str, float]:
-    """Return the number of images that all ranks skipped so far, for the log; {} unless data.on_bad is "skip".
+    """Return the number of images that all ranks have skipped so far, under the key `name`. Collective.
 
-    Collective.
+    The result is empty unless data.on_bad is "skip".
     """
     if parts.run.data.on_bad != "skip":
         return {}
@@ -103,7 +107,10 @@ def skipped_images(name: str, parts: Parts, *loaders: Loader) -> dict[str, float
 def finish(
     parts: Parts, state: TrainState, images_per_s: float | None, *, check: Callable[[], None]
 ) -> dict[str, Any] | None:
-    """Export the student, write the summary and mark the folder as done; return None after a signal. Collective."""
+    """Export the student, write the summary and mark the folder as done. Collective.
+
+    Return the summary, or None if a signal arrived before the export.
+    """
     watchdog.enter("export", state.step)
     result = state.result
     kind = kind_of(parts)

@@ -24,7 +24,8 @@ def split_batch(global_batch_size: int, *, world_size: int, limit: int) -> Batch
     """Split a global batch into the largest equal micro-batches of at most `limit` images.
 
     Raises:
-        ValueError: the global batch is not divisible by the number of ranks; the message lists valid numbers.
+        ValueError: the global batch is not divisible by the number of ranks; the message lists
+            numbers of ranks that are possible.
     """
     share, rest = divmod(global_batch_size, world_size)
     if rest:
@@ -45,7 +46,7 @@ class Schedule:
     total_steps: int
     warmup_steps: int
     eval_every_steps: int
-    """0 evaluates only after the last step."""
+    """Steps between two evaluations; if 0, the run is evaluated only after the last step."""
     save_every_steps: int
     accumulation_steps: int
     """Micro-batches per step on each rank."""
@@ -61,7 +62,7 @@ class Schedule:
 
 
 def make_schedule(run: Run, *, steps_per_epoch: int, accumulation_steps: int) -> Schedule:
-    """Convert the run's epochs to steps, with at least one step in total."""
+    """Return the schedule of a run in steps; it has at least one step."""
     whole = max(1, round(run.epochs * steps_per_epoch))
     total = min(whole, run.max_steps) if run.max_steps else whole
     warmup = min(total, round(asked_warmup(run, total, steps_per_epoch)))
@@ -87,23 +88,28 @@ def asked_warmup(run: Run, total_steps: int, steps_per_epoch: int) -> float:
 
 
 def check_warmup(run: Run, schedule: Schedule) -> None:
-    """Raise ValueError if the warm-up takes the whole run, so the learning rate never decays. Debug runs may."""
+    """Raise ValueError if the warm-up takes the whole run, so that the learning rate never decays.
+
+    A debug run is always accepted.
+    """
     total = schedule.total_steps
     optim = run.optim
     if schedule.warmup_steps < total or run.debug:
         return
     key = "warmup_fraction" if optim.warmup_fraction else "warmup_epochs"
     raise ValueError(
-        f"the warm-up must be shorter than the run, or the learning rate never decays, got {total} of {total} steps "
-        f"(optim.{key}={getattr(optim, key):g}, {schedule.steps_per_epoch} steps per epoch, epochs={run.epochs:g}). "
-        f"Lower --optim.{key}, or raise --epochs."
+        "the warm-up must be shorter than the run, because otherwise the learning rate never decays; got "
+        f"{total} of {total} steps (optim.{key}={getattr(optim, key):g}, {schedule.steps_per_epoch} steps per "
+        f"epoch, epochs={run.epochs:g}). Lower --optim.{key}, or raise --epochs."
     )
 
 
 def lr_at(step: int, schedule: Schedule, run: Run) -> float:
-    """Return the learning rate of update `step` (from 0): linear warm-up from a fraction of the peak, cosine to min_lr.
+    """Return the learning rate of update `step`, counted from 0.
 
-    **Differs** from the paper's code, cls_KD, which lowers the learning rate once per epoch; here every update does.
+    During warm-up, it rises linearly from a fraction of the peak to the peak. Then it follows a cosine to min_lr.
+
+    **Differs**: the learning rate changes at every update, while cls_KD, the paper's code, changes it once per epoch.
     """
     optim = run.optim
     peak = peak_lr(run)
@@ -115,7 +121,10 @@ def lr_at(step: int, schedule: Schedule, run: Run) -> float:
 
 
 def loss_weights_at(step: int, run: Run, total_steps: int) -> dict[str, float]:
-    """Return each active term's weight at update `step` (from 0): constant, or decaying to 0 at the last update."""
+    """Return the weight of each active loss term at update `step`, counted from 0.
+
+    Depending on the term's schedule, its weight is constant or decays to 0 at the last update.
+    """
     progress = step / max(1, total_steps - 1)
     factors = {"constant": 1.0, "linear": 1 - progress, "cosine": _cosine(progress)}
     return {name: term.weight * factors[term.schedule] for name, term in run.losses.active().items()}

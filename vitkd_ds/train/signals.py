@@ -1,10 +1,10 @@
 """Stop signals (time limit, preemption, Ctrl-C): save and stop after the current step.
 
 The handler only sets a flag, so it is safe at any time: during an import, a collective or a checkpoint. Ranks share the
-flag in each step's check for finite values (`vitkd_ds.train.step.train_step`), so all stop after the same update even
-if only one was signalled. Python runs no handler while the main thread waits in a collective. So each signal's number
-is also written to a pipe at once, and any thread, such as the watchdog, can read it. This module does not import torch,
-so it can listen before slow imports.
+flag in each step's check for finite values (`vitkd_ds.train.step.train_step`), so all stop after the same update,
+even if only one rank received the signal. While the main thread waits in a collective, Python does not run the handler.
+Therefore each signal's number is also written to a pipe at once, and any thread, such as the watchdog, can read it.
+This module does not import torch, so it can listen before slow imports.
 """
 
 import os
@@ -16,11 +16,17 @@ from types import FrameType
 from vitkd_ds.train import console
 
 ASKING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Stop signals: Slurm's warning before the time limit, preemption or `scancel`, Ctrl-C, and a closed terminal."""
+"""Stop signals.
+
+In this order, they mean: Slurm's warning before the time limit; preemption or `scancel`; Ctrl-C; a closed terminal.
+"""
 
 LAUNCHER = "the launcher's end"
 URGING = (*(number.name for number in ASKING if number != signal.SIGUSR1), LAUNCHER)
-"""Signals after which a launcher kills in half a minute; after SIGUSR1, the job script sets the remaining time."""
+"""Events after which the launcher kills its ranks within half a minute.
+
+SIGUSR1 is not among them, because the job script determines the time that remains after it.
+"""
 LAUNCHERS = (
     "deepspeed",
     "ds",
@@ -38,7 +44,7 @@ _handled: set[int] = set()
 _launchers: list[tuple[int, str]] = []
 """Process id and command line of each launcher among the ancestors."""
 _pipe: list[int] = []
-"""Read end of the pipe with signal numbers; empty before `listen`."""
+"""File descriptor from which signal numbers can be read; the list is empty before `listen`."""
 
 
 def listen() -> None:
@@ -55,19 +61,19 @@ def listen() -> None:
 
 
 def received() -> str:
-    """Return the name of the first signal received, or ""."""
+    """Return the name of the first signal received, or "" if there was none."""
     _look()
     return next(iter(_came), "")
 
 
 def urged_at() -> float | None:
-    """Return time.monotonic() of the first signal in URGING, or None."""
+    """Return time.monotonic() of the first event in URGING, or None if there was none."""
     _look()
     return min((_came[name] for name in URGING if name in _came), default=None)
 
 
 def _launchers_above(pid: int) -> list[tuple[int, str]]:
-    """Return the unbroken chain of launchers from process `pid` upwards."""
+    """Return the launchers from process `pid` upwards; the search ends at the first process that is not a launcher."""
     found = []
     while (command := _command_of(pid)) and {Path(word).name for word in command.split("\0")[:4]} & {*LAUNCHERS}:
         found.append((pid, command))
@@ -87,7 +93,7 @@ def _command_of(pid: int) -> str:
 
 
 def _look() -> None:
-    """Record signals waiting in the pipe, and whether a launcher has exited."""
+    """Record the signals that are waiting in the pipe, and the end of a launcher if one has exited."""
     if any(_command_of(pid) != command for pid, command in _launchers):
         _note(LAUNCHER)
     for end in _pipe:

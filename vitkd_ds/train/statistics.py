@@ -1,4 +1,7 @@
-"""95 % confidence intervals of an accuracy and of a mean of several seeds, and the paired t-test. No torch."""
+"""95 % confidence intervals of accuracies and of means over seeds, and the paired t-test.
+
+This module does not import torch.
+"""
 
 import math
 import statistics
@@ -9,9 +12,9 @@ from scipy.special import stdtr, stdtrit
 NORMAL_95 = 1.96
 """Two-sided 95 % quantile of the normal distribution."""
 ROUNDING = 2e-5
-"""Largest range of values that count as equal, in percentage points.
+"""Values count as equal if their range is at most this many percentage points.
 
-metrics.jsonl has seven digits, so percentages are exact to 5e-6 points, and differences to 1e-5.
+metrics.jsonl stores seven digits, so a percentage is exact to 5e-6 points and a difference of two to 1e-5 points.
 """
 
 
@@ -26,13 +29,17 @@ def wilson_interval(num_images: int, num_right: int) -> tuple[float, float]:
 
 
 def paired_interval(num_images: int, num_gained: int, num_lost: int) -> tuple[float, float]:
-    """Return the 95 % interval for the difference of two models' top-1 on the same images, in points within ±100.
+    """Return the 95 % interval for the difference of two models' top-1 on the same images.
+
+    The interval is in percentage points, clipped to [-100, 100].
 
     Args:
-        num_gained, num_lost: images that only the first model, and only the second, classifies correctly.
+        num_gained: number of images that only the first model classifies correctly.
+        num_lost: number of images that only the second model classifies correctly.
 
     **Source**: Agresti and Min, Statistics in Medicine 24 (2005): Wald's interval after adding half an image to each of
-    the four cells, which keeps its coverage when the models differ on few images or none.
+    the four counts (both models right, only one of them right, none right). It keeps its coverage even if the models
+    differ on few images or none.
     """
     gained, lost, total = num_gained + 0.5, num_lost + 0.5, num_images + 2
     mean = (gained - lost) / total
@@ -43,7 +50,7 @@ def paired_interval(num_images: int, num_gained: int, num_lost: int) -> tuple[fl
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return Student's 95 % interval for the mean of two or more independent percentages.
 
-    Returns None if all values are equal, since n is then too small to estimate the variance.
+    Return None if all values are equal, because there are then too few values to estimate their variance.
     """
     if _are_equal(values):
         return None
@@ -54,7 +61,10 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def t_interval_of_differences(differences: Sequence[float]) -> tuple[float, float] | None:
-    """Return `t_interval` for the mean difference of two percentages, in points within ±100."""
+    """Return `t_interval` of the differences of pairs of percentages, or None if all differences are equal.
+
+    The interval is in percentage points, clipped to [-100, 100].
+    """
     found = t_interval(differences)
     return (max(-100.0, found[0]), min(100.0, found[1])) if found else None
 
@@ -62,7 +72,7 @@ def t_interval_of_differences(differences: Sequence[float]) -> tuple[float, floa
 def paired_p(differences: Sequence[float]) -> float | None:
     """Return the two-sided p-value of Student's paired t-test on two or more differences.
 
-    Returns None if all differences are equal, as `t_interval` does.
+    Like `t_interval`, return None if all differences are equal.
     """
     if _are_equal(differences):
         return None
@@ -71,5 +81,5 @@ def paired_p(differences: Sequence[float]) -> float | None:
 
 
 def _are_equal(values: Sequence[float]) -> bool:
-    """Return whether values differ only by rounding, as when all seeds get the same number of images right."""
+    """Return whether the values differ only by rounding, for example if all seeds get equally many images right."""
     return max(values) - min(values) <= ROUNDING

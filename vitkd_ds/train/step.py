@@ -24,15 +24,15 @@ ADVICE = "Rerunning the same command would fail again. Lower --optim.lr and use 
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradient that is inf or nan; raised on all ranks, with the weights unchanged.
+    """A loss or gradient is inf or nan. The error is raised on all ranks, and the weights are unchanged.
 
-    A restart would reproduce it, because every random draw is keyed by the step.
+    A restart would fail in the same way, because every random draw depends only on the seed and the step.
     """
 
 
 @dataclass(frozen=True)
 class Update:
-    """Update queued on the device."""
+    """Optimizer update that has been queued on the device."""
 
     step: int
     """Number of earlier updates."""
@@ -41,14 +41,14 @@ class Update:
     """This rank's loss terms, averaged over its micro-batches: detached fp32 scalars."""
     outcome: Outcome
     waited_s: float
-    """Seconds that this rank's host waited for micro-batches; its device may have been busy meanwhile."""
+    """Seconds that this rank's host waited for micro-batches. The device may have been busy meanwhile."""
 
 
 def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> Update:
     """Queue one optimizer update without waiting for the device. Collective.
 
     Args:
-        micro_batches: uint8 images [B, C, H, W] and labels [B].
+        micro_batches: iterator that yields pairs of uint8 images [B, C, H, W] and labels [B].
         step: number of earlier updates.
     """
     run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
@@ -89,16 +89,17 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
 
 @torch.compiler.disable
 def teach_named(teacher: Teacher, images_BCHW: Tensor, kept_BL: Tensor | None = None) -> Features:
-    """Compute a teacher's features of normalised images, as a named range in profiles."""
+    """Compute a teacher's features of normalised images. Profiles show this as the range "teacher"."""
     with record_function("teacher"):
         return teacher(images_BCHW, are_normalized=True, kept_BL=kept_BL)
 
 
 def settle(update: Update, run: Run) -> bool:
-    """Wait for an update; return whether any rank received a stop signal (equal on all ranks).
+    """Wait for an update. Return whether any rank received a stop signal; the result is equal on all ranks.
 
     Raises:
-        NonFiniteError: this update was skipped, and so are all later ones in the queue.
+        NonFiniteError: this update was skipped because a loss or gradient is inf or nan. All later updates in the queue
+            are skipped too.
     """
     outcome = update.outcome
     if outcome.is_applied:
@@ -110,4 +111,4 @@ def settle(update: Update, run: Run) -> bool:
     if not outcome.num_vetoes:
         raise NonFiniteError(f"{where}: gradients contain inf or nan although all losses are finite. {ADVICE}")
     found = ", ".join(f"{name} {value.item():g}" for name, value in update.terms.items())
-    raise NonFiniteError(f"{where}: a loss is inf or nan on some rank (on this one: {found}). {ADVICE}")
+    raise NonFiniteError(f"{where}: a loss is inf or nan on some rank (on this rank: {found}). {ADVICE}")

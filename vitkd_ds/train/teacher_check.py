@@ -1,7 +1,7 @@
 """Check before training that a teacher classifies images as well as expected.
 
-This reveals a wrong file, class order, crop or normalisation in seconds; a student would reveal it after days. Every
-new run checks, and so does `vitkd-ds doctor`.
+The check reveals a wrong file, class order, crop or normalisation in seconds. Without it, such an error would show only
+in the student's accuracy, after days. Every new run makes this check, and so does `vitkd-ds doctor`.
 """
 
 import logging
@@ -25,19 +25,22 @@ from vitkd_ds.train.statistics import wilson_interval
 logger = logging.getLogger(__name__)
 
 IMAGES = 512
-"""Maximum number of images."""
+"""Maximum number of validation images that a teacher classifies in the check."""
 MOST_S = 20.0
-"""Time limit in seconds; a large teacher on a CPU sees fewer images."""
+"""Time limit in seconds. A large teacher on a CPU therefore classifies fewer images."""
 ENOUGH = 100
-"""Minimum number of images for an error; with fewer, a teacher at chance level only causes a warning."""
+"""Minimum number of images for an error. With fewer images, a teacher at chance level causes only a warning."""
 NEAR_CHANCE = 0.1
-"""Fraction of the range from chance to 100 %; a teacher is at chance level if its interval ends below.
+"""A teacher at chance level has an interval that ends below chance + NEAR_CHANCE * (100 % - chance).
 
-A multiple of chance would not work: with two classes, 1.5 times chance is 75 %.
+A limit at a multiple of chance would not work: with two classes, 1.5 times chance is 75 %.
 """
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
 FAR_PERCENT = 5.0
-"""Points; an interval that ends farther than this below the expected top-1 is an error, any below is a warning."""
+"""Tolerance in percentage points, if a teacher's interval ends below the expected top-1.
+
+If the interval ends more than this below the expected top-1, the result is an error, otherwise a warning.
+"""
 PUBLISHED = {
     ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,
     ("deit3_base_patch16_224.fb_in22k_ft_in1k", 1.0): 85.73,
@@ -47,8 +50,8 @@ PUBLISHED = {
 }
 """Top-1 in percent on ImageNet's 50,000 validation images, by timm name and data.val_crop_fraction.
 
-Sources: timm's results-imagenet.csv at 1.0; WTTM (ICLR 2024, table 13) for Small and cls_KD's issue 5 for Base at
-0.875. Large at 0.875 is unknown.
+The figures at 1.0 are from timm's results-imagenet.csv. At 0.875, the figure for the small model is from WTTM (ICLR
+2024, table 13), and that for the base model from issue 5 of cls_KD. No figure is known for the large model at 0.875.
 """
 DEMO_TEACHER_TOP1 = 91.15
 """Top-1 in percent of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
@@ -58,12 +61,12 @@ Level = Literal["ok", "warning", "error"]
 
 
 def check_teacher(parts: Parts) -> None:
-    """Check each teacher with compared logits on a few validation images. Collective.
+    """Check the top-1 of each teacher whose logits a loss term compares, on a few validation images. Collective.
 
-    Warns if the top-1 is below the expected figure or indistinguishable from chance.
+    A warning is logged if the top-1 is below the expected top-1 or cannot be distinguished from chance.
 
     Raises:
-        ValueError: on at least ENOUGH images, the teacher is no better than chance.
+        ValueError: a teacher is no better than chance, on ENOUGH images or more.
     """
     run = parts.run
     for name, teacher in run.teachers.items():
@@ -98,14 +101,17 @@ def _check_fp8(parts: Parts, name: str) -> None:
         found_BK = teacher(images_BCHW).logits_BK.float()
     change = 100 * ((found_BK - plain_BK).norm() / plain_BK.norm()).item()
     same = 100 * (found_BK.argmax(1) == plain_BK.argmax(1)).float().mean().item()
-    answers = f", and {same:.1f} % of {len(images_BCHW)} answers stay" if name in parts.answering else ""
-    logger.info(f"{role_of(name)} in fp8: its outputs change by {change:.2f} % (norm of the difference){answers}")
+    answers = f", and {same:.1f} % of {len(images_BCHW)} answers stay the same" if name in parts.answering else ""
+    logger.info(f"{role_of(name)} in fp8 instead of bf16: outputs change by {change:.2f} % (relative norm){answers}")
 
 
 def count_right(
     run: Run, teacher: Callable[[Tensor], Features], device: torch.device, *, classes: tuple[str, ...]
 ) -> tuple[int, int]:
-    """Return how many validation images, evenly spread over the file, were seen and were correct. Collective."""
+    """Return how many validation images the teacher classified, and how many of them correctly. Collective.
+
+    The images are evenly spread over the validation file.
+    """
     data: Any = replace(run.data, max_val_images=min(IMAGES, run.data.max_val_images or IMAGES))
     micro = min(MICRO_BATCH[device.type], split_of(run).micro_batch_size)  # the teacher's buffers have this size
     loader = ranks.together(lambda: open_split(replace(run, data=data), "val", micro, device, classes=classes))
@@ -123,14 +129,14 @@ def count_right(
 
 
 def is_guess(run: Run, num_images: int, num_right: int) -> bool:
-    """Return whether the top-1 is at chance level: its interval starts below chance and ends near it."""
+    """Return whether the top-1 is at chance level: its 95 % interval starts below chance and ends near chance."""
     chance = 100 / run.data.num_classes
     (low, high) = wilson_interval(num_images, num_right)
     return low < chance and high < chance + NEAR_CHANCE * (100 - chance)
 
 
 def judge(run: Run, teacher: TeacherConfig, num_images: int, num_right: int) -> tuple[Level, str]:
-    """Compare the counts with the published top-1 or, without one, with chance; return the level and a description."""
+    """Compare a teacher's top-1 with its published top-1, and with chance. Return the level and a description."""
     low, high = wilson_interval(num_images, num_right)
     found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
     published = published_top1(run, teacher)
@@ -139,8 +145,8 @@ def judge(run: Run, teacher: TeacherConfig, num_images: int, num_right: int) -> 
     if published is None and low < 100 / run.data.num_classes:
         return "warning", f"{found}, which cannot be told from chance with {num_images} images"
     if published is None:
-        order = "" if _states_classes(teacher) else "; nothing beside its file states the order of its classes"
-        return "ok", f"{found}; no published figure is known of this file{order}"
+        order = "" if _states_classes(teacher) else ", and no .json file next to it lists its classes"
+        return "ok", f"{found}; no published top-1 is known for this file{order}"
     figure, source = published
     level = "error" if high < figure - FAR_PERCENT else "warning" if high < figure else "ok"
     return level, f"{found}, expected {figure:.2f} ({source})"
@@ -149,7 +155,8 @@ def judge(run: Run, teacher: TeacherConfig, num_images: int, num_right: int) -> 
 def published_top1(run: Run, teacher: TeacherConfig) -> tuple[float, str] | None:
     """Return a teacher's published top-1 in percent and its source, or None if unknown.
 
-    It comes from the .json next to the file, or else from PUBLISHED: at the run's crop, or else at crop 1.
+    The figure is read from the .json file next to the teacher's weights if that file has one. Otherwise it is looked up
+    in PUBLISHED, first for the run's crop fraction and then for a crop fraction of 1.
     """
     data = run.data
     if teacher.head:
@@ -167,7 +174,10 @@ def published_top1(run: Run, teacher: TeacherConfig) -> tuple[float, str] | None
 
 
 def _states_classes(teacher: TeacherConfig) -> bool:
-    """Return whether the teacher's class order is known; `check_teacher_classes` has then compared it to the data's."""
+    """Return whether the order of the teacher's classes is known.
+
+    It is known for weights from the hub, and for weights with a .json file that lists the classes.
+    """
     if teacher.head:
         return False
     return teacher.checkpoint == "hub" or "classes" in description_beside(build.teacher_file(teacher))

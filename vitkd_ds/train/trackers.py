@@ -1,7 +1,7 @@
-"""Metrics trackers for rank 0: Weights & Biases, MLflow and trackio, each an optional extra.
+"""Metrics trackers for rank 0: Weights & Biases, MLflow and trackio, each an optional package.
 
-Each is a `Tracker`, like TensorBoard's writer in `vitkd_ds.train.log`. A tracker that raises an error or answers too
-late is disabled until the next launch, with one warning; the run continues.
+Each of them implements `Tracker`, like TensorBoard's writer in `vitkd_ds.train.log`. If a tracker raises an error or
+answers too late, a warning is logged once, the tracker is disabled until the next launch, and the run continues.
 """
 
 import io
@@ -31,7 +31,7 @@ from vitkd_ds.config.run import Run
 logger = logging.getLogger(__name__)
 
 IDS = "trackers.json"
-"""File in the run folder with the run's id in each tracker, so that a resumed run continues there."""
+"""File in the run folder with the run's id in each tracker. A resumed run continues under the same ids."""
 PROJECT = "vitkd_ds"
 # Time limits in seconds: to connect, to start, to send values, and to close.
 REACH_S = 3
@@ -57,7 +57,7 @@ def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, An
     """Open the trackers in `names` that this module or an entry point defines; ignore unknown names.
 
     Args:
-        settings: nested dicts, as in config.json.
+        settings: the run's settings as nested dicts, with the keys of config.json.
     """
     kinds: dict[str, Callable[..., Tracker]] = {
         point.name: lambda *args, point=point: entry_points.load(point)(*args)
@@ -71,7 +71,10 @@ def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, An
 
 
 class _Forgiving:
-    """Wrapper that disables a tracker, with one warning, once it raises or takes more than `most_s` seconds."""
+    """Wrapper that disables a tracker, with one warning, if it raises an error or exceeds a time limit.
+
+    The time limit depends on the operation and is at most `most_s` seconds.
+    """
 
     def __init__(self, name: str, build: Callable[[], Tracker], most_s: float) -> None:
         self._name = name
@@ -103,13 +106,16 @@ class _Forgiving:
 
 
 def without_secrets(text: str) -> str:
-    """Mask passwords and keys in the text's URLs."""
+    """Return the text with passwords and keys in URLs masked."""
     text = re.sub(r"://\S*@", "://***@", text)
     return re.sub(r"([?&][\w-]*(?:token|key|password)=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 class _Wandb:
-    """Weights & Biases. Offline, each launch writes its own folder in RUN/wandb, all with the same run id."""
+    """Tracker for Weights & Biases. In wandb's offline mode, each launch writes a new folder in RUN/wandb.
+
+    All these folders have the same run id.
+    """
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -137,9 +143,10 @@ class _Wandb:
 
 
 def wandb_mode() -> str | None:
-    """Return None if WANDB_MODE is set, else "online", or "offline" without a login or a reachable server.
+    """Return wandb's mode, or None if WANDB_MODE sets it.
 
-    Without a login, wandb would prompt on the terminal.
+    The mode is "online" if there is a login and the server can be reached, and "offline" otherwise. In the mode
+    "online" without a login, wandb would ask for one on the terminal.
     """
     if os.environ.get("WANDB_MODE"):
         return None
@@ -158,7 +165,7 @@ def wandb_mode() -> str | None:
 
 
 class _MLflow:
-    """MLflow: the server at MLFLOW_TRACKING_URI, or else files in RUN/mlflow."""
+    """Tracker for MLflow. Values go to the server at MLFLOW_TRACKING_URI or, if that is not set, to RUN/mlflow."""
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
         # MLflow's defaults would block the run for minutes if the server does not answer.
@@ -201,9 +208,10 @@ class _MLflow:
 
 
 class _Trackio:
-    """trackio: TRACKIO_SERVER_URL or TRACKIO_SPACE_ID, or else a database in TRACKIO_DIR or RUN/trackio.
+    """Tracker for trackio. Values go to TRACKIO_SERVER_URL or TRACKIO_SPACE_ID if one of them is set.
 
-    All runs of one process share the first run's database. If trackio cannot write, it warns and continues.
+    Otherwise they go to a database in TRACKIO_DIR, which is RUN/trackio by default. All runs of one process share the
+    database of the first run. If trackio cannot write, it prints a warning and continues.
     """
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
@@ -234,7 +242,10 @@ class _Trackio:
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
-    """Return a function's result or raise its error; after the time limit, raise TimeoutError and let it run on."""
+    """Call a function in a thread. Return its result, or raise its error.
+
+    If the function takes more than `seconds`, raise TimeoutError; the thread is not stopped.
+    """
     future: Future[Any] = Future()
 
     def call() -> None:
@@ -250,7 +261,7 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
 
 
 def _id_of(workdir: Path, name: str, begin: Callable[[], str]) -> str:
-    """Return this run's id in a tracker: from an earlier launch, or else created by `begin`."""
+    """Return this run's id in a tracker. If no earlier launch has stored an id, `begin` creates it."""
     ids = {}
     with suppress(OSError, ValueError, TypeError):  # lost or damaged: create a new id
         ids |= load_json(workdir / IDS)

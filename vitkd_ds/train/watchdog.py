@@ -1,9 +1,9 @@
 """Kill a rank that makes no progress, after dumping its stacks.
 
-Ranks in a collective wait forever for a rank that hangs, and a hung job wastes its allocation until the time limit. So
-a thread regularly checks how long the current phase (start, build, step, save, ...) has lasted. Past the limit, it
-prints the rank, step, phase and all stacks, then kills the process; the launcher then ends the other ranks. Every rank
-has its own watchdog, because a hung rank looks the same as the ranks that wait for it.
+If a rank hangs, the other ranks wait for it in a collective forever, and the job wastes its allocation until the time
+limit. Therefore a thread regularly checks how long the current phase (start, build, step, save, ...) has lasted. If the
+time exceeds the limit, the thread prints the rank, step, phase and all stacks, and kills the process. The launcher then
+ends the other ranks. Every rank has its own watchdog, because a hung rank looks the same as the ranks that wait for it.
 """
 
 import faulthandler
@@ -25,24 +25,23 @@ logger = logging.getLogger(__name__)
 STOPPING_LIMIT_S = 15.0
 """Time limit for one micro-batch after SIGTERM, in seconds.
 
-When a rank dies, the launcher sends SIGTERM to the others and kills them 30 s later. The first step of a process is
-exempt because it compiles.
+When a rank dies, the launcher sends SIGTERM to the other ranks and kills them 30 s later. The first step of a process
+is exempt because it compiles.
 """
 
 EARLY = ("start", "build", "load", "teacher check", "calibration")
-"""Phases before training; a stop then loses no work."""
+"""Phases before training, in which a stop loses no work."""
 EARLY_LIMIT_S = 10.0
-"""Time limit for an early phase after SIGTERM (or after `watch`, if later), in seconds; the ranks may agree to stop
-before.
+"""Time limit for a phase in EARLY, in seconds, counted from SIGTERM or the call of `watch`, whichever is later.
 
-If one rank rejects its input, the launcher sends SIGTERM to the others. They exit with 0, so that the launcher reports
-the first rank's exit code.
+The ranks may agree to stop before this limit. If one rank rejects its input, the launcher sends SIGTERM to the other
+ranks. These exit with code 0, so that the launcher reports the exit code of the first rank.
 """
 
 PEER_SIGNS = ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "Connection refused", "remote process")
 """Substrings of gloo and NCCL error messages which mean that another rank has exited."""
 SAY_ALL = (LockFailed, LockLost, Unreadable)
-"""Errors that are clear without a traceback."""
+"""Errors whose messages are clear without a traceback."""
 
 
 class _Place:
@@ -57,7 +56,7 @@ _place = _Place()
 
 
 def enter(phase: str, step: int | None = None) -> None:
-    """Record the start of a phase, or of a micro-batch within "step", and restart the clock.
+    """Record the start of a phase, or of the next micro-batch in the phase "step", and restart the clock.
 
     Args:
         step: number of completed updates; None keeps the previous value.
@@ -70,12 +69,12 @@ def enter(phase: str, step: int | None = None) -> None:
 
 
 def leave_with(function: Callable[[], None]) -> None:
-    """Register a function, such as a lock's release, to call before the watchdog exits in an early phase."""
+    """Register a function that the watchdog calls before it exits in an early phase, for example to release a lock."""
     _place.leave = function
 
 
 def each(values: Iterable[T], phase: str) -> Iterator[T]:
-    """Yield the values; each one restarts the clock."""
+    """Yield the values, and restart the phase's clock before each of them."""
     for value in values:
         enter(phase)
         yield value
@@ -87,9 +86,9 @@ def where() -> str:
 
 
 def watch(*, limit_s: float) -> None:
-    """Start the watchdog thread: it kills this process at most 1.1 x `limit_s` seconds after progress stops.
+    """Start the watchdog thread, which kills this process at most 1.1 x `limit_s` seconds after progress stops.
 
-    In a phase of EARLY, it exits with code 0 soon after SIGTERM.
+    In a phase of EARLY, the thread ends the process with exit code 0 about EARLY_LIMIT_S seconds after SIGTERM.
     """
     enter("start")
     threading.Thread(target=_watch, args=(limit_s,), name="watchdog", daemon=True).start()
@@ -114,14 +113,17 @@ def _watch(limit_s: float) -> None:
             asked = f", {signals.received()} asked to stop" if signals.received() else ""
             limit = f"timeout_minutes: {limit_s / 60:g}{asked}"
             text = f"{where()}: no progress for {waited_s:.0f} s in {_function()} ({limit}): exiting"
-            console.write_now(f"{text}; stacks of its threads:")
+            console.write_now(f"{text}; stacks of all its threads:")
             faulthandler.dump_traceback(all_threads=True)
             console.write_now(text)
             os._exit(1)
 
 
 def _function() -> str:
-    """Return the main thread's current function: the innermost of this package if any, else the innermost."""
+    """Return the function that the main thread is executing, with its line number.
+
+    This is the innermost function of this package in the stack. If there is none, it is the innermost function.
+    """
     innermost = frame = sys._current_frames()[threading.main_thread().ident]
     while frame and not frame.f_globals.get("__name__", "").startswith("vitkd_ds"):
         frame = frame.f_back
@@ -130,7 +132,7 @@ def _function() -> str:
 
 
 def report(error: BaseException) -> None:
-    """Log the error that ended this rank: a traceback where it helps, then one line with rank, phase and step."""
+    """Log the error that ended this rank: first a traceback if it helps, then one line with rank, phase and step."""
     text = " ".join(str(error).split())[:500]
     hint = "this rank failed, so all ranks end"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

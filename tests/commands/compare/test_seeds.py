@@ -76,7 +76,7 @@ def test_run_wide_settings_come_first_in_a_line_of_at_most_120_characters():
 def test_one_seed_gives_no_interval_and_no_common_seed_no_difference(runs):
     text = shown(runs / "plain0", runs / "taught0", runs / "taught3")
     (difference,) = np.subtract(top1s(runs, "taught", [0]), top1s(runs, "plain", [0]))
-    assert f"group 2 - group 1: top-1 {difference:+.2f} points, seed 0, one seed: no interval" in text
+    assert f"group 2 - group 1: top-1 {difference:+.2f} points, seed 0, no interval (only one seed)" in text
     assert "group 1: plain0, seed 0\n" in text
     assert "group 2 - group 1: not compared: no common seed" in shown(runs / "plain0", runs / "taught3")
     assert len(shown(runs / "plain0").split("\n\n")) == 2, "nothing can be compared"
@@ -86,11 +86,11 @@ def test_equal_differences_give_no_interval_and_two_seeds_stay_within_100_points
     for name, top1 in {"plain0": 50.2, "plain1": 60.6, "taught0": 51.4, "taught1": 61.8}.items():
         rewrite_top1(runs / name, top1)
     folders = [runs / name for name in ("plain0", "plain1", "taught0", "taught1")]
-    expected = "group 2 - group 1: top-1 +1.20 points, all equal: n too small for an interval, n = 2 pairs, seeds 0, 1"
+    expected = "group 2 - group 1: top-1 +1.20 points, no interval (all values are equal), n = 2 pairs, seeds 0, 1"
     assert below(*folders)[2] == expected
     rewrite_top1(runs / "plain1", 50.2)
     lines = below(*folders)
-    assert lines[0].endswith("mean top-1 50.20 %, std 0.00, n = 2, all equal: n too small for an interval")
+    assert lines[0].endswith("mean top-1 50.20 %, std 0.00, n = 2, no interval (all values are equal)")
     assert "top-1 +6.40 points, 95 % interval [-59.67, +72.47], n = 2" in lines[2]
     rewrite_top1(runs / "plain1", 10.2)
     assert "top-1 +26.40 points, 95 % interval [-100.00, +100.00], n = 2" in below(*folders)[2]
@@ -149,7 +149,7 @@ def test_runs_on_other_images_are_separate_groups_compared_only_on_equal_validat
     lines = below(plain, other)
     (difference,) = np.subtract(evaluated(other)["val_top1"], [evaluated(plain)["val_top1"]])
     assert lines[2:] == [
-        f"group 2 - group 1: top-1 {difference:+.2f} points, seed 0, one seed: no interval",
+        f"group 2 - group 1: top-1 {difference:+.2f} points, seed 0, no interval (only one seed)",
         "group 2 differs in: the images of data.train",
     ]
     with_images(other, 1, 3)
@@ -160,7 +160,7 @@ def test_runs_on_other_images_are_separate_groups_compared_only_on_equal_validat
     for images, config in (((1, 2), plain), ((None, None), other)):
         with_images(config, *images)
     text = shown(plain, other)
-    assert "left out (an earlier run has the same settings, images and seed): plain2" in text, "by path"
+    assert "left out, because an earlier run has the same settings, images and seed: plain2" in text, "by path"
     change(other, run__data__val="elsewhere")
     assert below(plain, other)[3] == "group 2 differs in: the images of data.val"
 
@@ -182,6 +182,6 @@ def test_only_final_results_with_distinct_seeds_enter_the_groups(runs):
     unfinish(runs / "taught0")
     shutil.copytree(runs / "plain0", runs / "again")
     text = shown(runs / "plain0", runs / "again", runs / "taught0", runs / "taught1")
-    assert "left out of groups and differences (no evaluation at the end): taught0" in text
-    assert "left out (an earlier run has the same settings, images and seed): again" in text
+    assert "left out, because they have no evaluation at their last step: taught0" in text
+    assert "left out, because an earlier run has the same settings, images and seed: again" in text
     assert "group 2: taught1, seed 1" in text and "not compared: no common seed" in text

@@ -190,7 +190,7 @@ def test_an_unwritable_folder_gives_a_clear_error(photos):
             refused(
                 Path(top, "photos", "train"),
                 match="cannot pack data.train into '.*train.beton': .*Permission denied.*. "
-                "Make '.*photos' writable, or pack it elsewhere",
+                "Make '.*photos' writable. Or pack into another folder",
             )
         finally:
             os.seteuid(os.getuid())

@@ -25,7 +25,7 @@ def test_a_cpu_is_measured_and_shared_by_its_processes_even_for_a_plain_run(demo
         rows = rows_of(text)
         assert rows["epoch"][0] == "6,000 images" and re.fullmatch(r"\d+ (s|min)", rows["20 epochs"][0])
         total_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        assert float(re.search(r"of ([\d.]+): fits", text)[1]) == pytest.approx(total_gib / processes, abs=0.06)
+        assert float(re.search(r"of ([\d.]+) GiB: fits", text)[1]) == pytest.approx(total_gib / processes, abs=0.06)
         assert ("teacher" in rows) == ("replica" in rows) == (recipe == "demo")
         assert recipe == "demo" or "teacher" not in text
     # Bounds that a wrong unit would violate.

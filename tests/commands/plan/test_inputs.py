@@ -142,11 +142,11 @@ def test_other_token_terms_cost_as_much_as_counted():
     assert before.others_s == 0 and re.search("other losses on tokens +none +counted", plan_text(run, nodes=1, gpus=8))
     text = plan_text(more, nodes=1, gpus=8)
     assert re.search(
-        r"other losses on tokens +5\.2 us per image +assumed: 25% .* for 1\.28 GFLOP of feature, counted", text
+        r"other losses on tokens +5\.2 us per image +assumed: 25% .*; counted: 1\.28 GFLOP for feature", text
     )
     assert re.search("ViTKD loss +26,500 images/s", text), "the measured one is as it was"
     ((_, measured, _), (_, value, source)) = _loss_rows(more, replace(after, loss_s=0.6, others_s=0.1), H100)
-    assert (measured, value) == ("2 images/s", "100000.0 us per image") and "for 24735.00 GFLOP of feature" in source
+    assert (measured, value) == ("2 images/s", "100000.0 us per image") and "24735.00 GFLOP for feature" in source
 
 
 def test_models_are_built_without_memory_or_random_numbers():
@@ -184,7 +184,7 @@ def test_without_vitkd_the_loss_costs_nothing():
     aligners, convolutions, mask_token = 3 * (192 * 384 + 384), 2 * (9 * 384**2 + 384), 384
     assert paid.trained_params == unpaid.trained_params + aligners + convolutions + mask_token
     assert unpaid.image_bytes == 1_354_752, "150,528 values: one byte, four bytes, and two bytes for each model"
-    assert re.search("ViTKD loss +none +counted: its weight is 0", plan_text(without, nodes=1, gpus=8))
+    assert re.search("ViTKD loss +none +counted: no such loss", plan_text(without, nodes=1, gpus=8))
 
 
 def test_a_compiled_students_gradients_all_arrive_after_its_last_matrix_product():
@@ -237,20 +237,20 @@ def test_a_shard_is_gathered_whole_unless_deepspeeds_file_limits_it(tmp_path, mo
 
     assert gathered() == (teacher, teacher), "eight times the default of 5e7 are more than it has"
     for gpus, more in ((8, "+0.1"), (1, "+0.0"), (2, "+0.3")):
-        assert f"longer than a replica and {more} GiB" in plan_text(run, nodes=1, gpus=gpus)
+        assert f"and the memory by {more} GiB" in plan_text(run, nodes=1, gpus=gpus)
     assert gathered(stage3_prefetch_bucket_size=1e7) == (teacher, block + 8 * (1e7 + block))
     assert gathered(stage3_max_live_parameters=3e7) == (18 * block + 3e7, 2 * block + 3e7)
     assert gathered(stage3_prefetch_bucket_size=0) == (18 * block, 2 * block)
     larger = build_run("vit_small_from_dinov3_7b")
     block = 167_821_312
     assert inputs_of(larger, H100).gathered_params == 3 * block
-    assert "longer than a replica and -10.0 GiB" in plan_text(larger, nodes=1, gpus=8)
+    assert "and the memory by -10.0 GiB" in plan_text(larger, nodes=1, gpus=8)
 
 
 def test_disk_and_file_follow_from_bytes_and_images():
     text = plan_text(build_run("deit_base_from_deit3_large"), nodes=1, gpus=8)
     per_s = int(re.search("images/s +([0-9,]+)", text)[1].replace(",", ""))
-    disk = re.search(r"disk +([0-9,]+) MB/s +until the file is cached in memory \(74 GB", text)[1]
+    disk = re.search(r"disk +([0-9,]+) MB/s +until the file \(74 GB\) is cached", text)[1]
     assert int(disk) == pytest.approx(per_s * 0.057596, abs=1)
 
 
@@ -266,7 +266,7 @@ def test_a_given_file_determines_images_bytes_and_derived_values(tmp_path, monke
     length, unit, steps = re.search(r"epochs +(\d+) (s|min) +([0-9,]+) steps of 8 images", text).groups()
     seconds = int(length) * {"s": 1, "min": 60}[unit]
     assert steps == "5" and seconds == pytest.approx(run.epochs * 5 * step_s, rel=0.06, abs=1)
-    disk, size = re.search(r"disk +([0-9,]+) MB/s +until the file is cached in memory \(([0-9.e-]+) GB", text).groups()
+    disk, size = re.search(r"disk +([0-9,]+) MB/s +until the file \(([0-9.e-]+) GB\) is cached", text).groups()
     assert int(disk) == pytest.approx(per_s * mean / 1e6, abs=1)
     assert float(size) == pytest.approx(40 * mean / 1e9, rel=0.05)
     assert re.search(rf"epoch +40 images +counted: {twice.path}, whole steps", text)

@@ -156,7 +156,7 @@ def test_an_unmeasured_gpu_counts_by_its_peak_and_a_7b_teacher_needs_offload_on_
 def test_fields_of_the_run_can_be_set(capsys):
     own = {"micro_batch_size_per_gpu": "64", "teacher.placement": "replica"}
     cli.plan(recipe="deit_tiny_from_deit3_small", nodes="1", gpus="1", **own)
-    assert "64 images x 16 per GPU" in capsys.readouterr().out
+    assert "micro-batches of 64 images, 16 per GPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_node_reads_and_decodes_its_share_of_the_images_per_second(size, text)
     lines = _per_node(INPUTS, layout, CARD, images).splitlines()
     loader, disk = (re.split(" {2,}", line.strip()) for line in lines[1:])
     assert loader == ["loader cores", f"{cores:.0f}", f"{cores / 2:.1f} per GPU"]
-    about = f"until the file is cached in memory ({text} GB)"
+    about = f"until the file ({text} GB) is cached in memory"
     assert disk == ["disk", f"{per_s * size / 2 / 1e6:,.0f} MB/s", about]
 
 
@@ -252,8 +252,9 @@ def test_speed_and_length_by_hand(own, length):
     images = TrainImages(num_images=143_999, bytes_per_image=1.0, name="", bytes_source="")
     rows = rows_of(_speed(run, INPUTS, layout, CARD, images))
     # 58.35 ms a step, as above; 719 steps an epoch. A GPU computes 1714 x 1e9 operations a second.
-    assert rows["images/s"] == ["3,428", "1,714 per GPU"] and rows["step"] == ["58.3 ms", "100 images x 1 per GPU"]
-    assert rows["TFLOP/s per GPU"] == ["2", "MFU 0.2% of 989.4"]
+    assert rows["images/s"] == ["3,428", "1,714 per GPU"]
+    assert rows["step"] == ["58.3 ms", "micro-batches of 100 images, 1 per GPU"]
+    assert rows["TFLOP/s per GPU"] == ["2", "MFU 0.2%, peak 989.4 TFLOP/s"]
     about = "719 steps of 200 images per epoch; without evaluations and checkpoints"
     assert rows[length[0]] == [length[1], about] and len(rows) == 12
 
@@ -273,7 +274,7 @@ def test_the_fastest_placement_that_fits_is_recommended_with_the_cost_of_a_shard
         assert re.findall(r"--teacher.placement=(\w+) is the fastest that fits", text) == ([best] if best else [])
         assert ("no placement fits" in text) is not bool(best)
     *_, advice = _placement(INPUTS, layout, CARD).splitlines()
-    assert advice.endswith("a shard takes 4.1% longer than a replica and -0.2 GiB of memory")
+    assert advice.endswith("a shard changes the step time by +4.1% and the memory by -0.2 GiB.")
 
 
 def test_the_text_says_when_nothing_fits():

@@ -27,7 +27,7 @@ def test_differences_from_the_recipe_versions_and_starts_are_listed(runs):
     assert [*settings] == sorted(settings)
     assert settings["data.train"][0] == "demo" and "workdir" not in settings and "optim.betas" not in settings
     config = json.loads((runs / "plain" / "config.json").read_text())
-    for words in (f"torch {config['versions']['torch']}", config["git_commit"], "none: plain training"):
+    for words in (f"torch {config['versions']['torch']}", config["git_commit"], "none: training without a teacher"):
         assert words in text
     starts = [(start["step"], start["ranks"], start["device"]) for start in config["starts"]]
     assert starts == [(0, 1, "cpu")]

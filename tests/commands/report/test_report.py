@@ -82,7 +82,7 @@ def test_an_unfinished_run_has_a_report_of_its_data_so_far(runs):
     (runs / "plain" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
     (runs / "plain" / "predictions.json").unlink()
     text = written(runs / "plain")
-    assert "No evaluation of top-1 yet: plain." in text and "No predictions for each image yet" in text
+    assert "No evaluation of top-1 yet: plain." in text and "No predictions for single images yet" in text
     # And before the first line none of these.
     (runs / "plain" / "metrics.jsonl").unlink()
     assert 'class="chart"' not in written(runs / "plain")

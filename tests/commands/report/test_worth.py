@@ -61,16 +61,16 @@ def test_for_one_seed_the_interval_is_over_images_and_other_settings_are_named()
 
 
 @pytest.mark.parametrize("others, why", [
-    ([], "add a finished run without a teacher (--teacher none) and with the same seed"),
-    ([run("p", 70.0, val=8)], "add a finished run without"),
-    ([run("p", 70.0, seed=1)], "add a finished run without"),
-    ([run("p", 70.0, is_final=False)], "add a finished run without"),
-    ([taught("u", 70.0, lr=2)], "add a finished run without"),
+    ([], "add to this report a finished run without a teacher (--teacher none) with the same seed"),
+    ([run("p", 70.0, val=8)], "add to this report a finished run without"),
+    ([run("p", 70.0, seed=1)], "add to this report a finished run without"),
+    ([run("p", 70.0, is_final=False)], "add to this report a finished run without"),
+    ([taught("u", 70.0, lr=2)], "add to this report a finished run without"),
 ])  # fmt: skip
 def test_without_a_pair_the_benefit_is_unknown_and_the_tile_says_why(others, why):
     number, words = worth([taught("t", 80.0), *others], [None] * 2)
     assert number == "unknown" and why in words
-    assert "add a finished run with a teacher" in worth([run("p", 70.0)], [None])[1]
+    assert "a finished run with a teacher" in worth([run("p", 70.0)], [None])[1]
     assert "this run is not finished" in worth([taught("t", 80.0, is_final=False)], [None])[1]
 
 

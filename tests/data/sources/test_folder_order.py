@@ -95,7 +95,7 @@ def test_hidden_files_and_folders_which_torchvision_reads_are_counted(tmp_path, 
         assert len(caplog.records) == 1
     caplog.clear()
     tree(tmp_path / "only", ".a/x.jpg")
-    refused(tmp_path / "only", match="found a folder that is none of them")
+    refused(tmp_path / "only", match="Found a folder that is none of these")
 
 
 def test_images_and_dangling_links_next_to_class_folders_are_counted(tmp_path, caplog):

@@ -73,9 +73,9 @@ def test_a_pipe_or_device_named_like_an_image_or_tar_is_rejected_at_once(tmp_pat
 
 def test_an_empty_tar_has_no_images_and_does_not_affect_its_neighbours(tmp_path):
     empty = write_tar(tmp_path / "empty.tar", [])
-    refused(empty, match="src must be one of: .*found a file that is none of them")
+    refused(empty, match="src must be one of these: .*Found a file that is none of these")
     (tmp_path / "bytes.tar").write_bytes(b"")
-    refused(tmp_path / "bytes.tar", match="src must be one of: .*found a file that is none of them")
+    refused(tmp_path / "bytes.tar", match="src must be one of these: .*Found a file that is none of these")
     (tmp_path / "tars").mkdir()
     empty.rename(tmp_path / "tars" / "0.tar")
     refused(tmp_path / "tars", match="no images .* in the WebDataset tars")
@@ -104,7 +104,7 @@ def test_imagenets_own_tars_are_never_read_as_samples_in_any_folder(tmp_path):
     (tmp_path / "in").mkdir()
     val = write_val(tmp_path / "in" / "ILSVRC2012_img_val.tar")
     refused(val, match="has no labels. Pass --labels")
-    refused(tmp_path / "in", match="src must be one of: .*found a folder that is none of them")
+    refused(tmp_path / "in", match="src must be one of these: .*Found a folder that is none of these")
     renamed = val.rename(tmp_path / "in" / "other.tar")
     refused(renamed, match="has no labels. Pass --labels")
     (tmp_path / "labels").write_text(TEXT)

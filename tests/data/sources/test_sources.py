@@ -160,7 +160,7 @@ def test_a_truncated_or_empty_inner_tar_is_rejected_by_name(tmp_path):
         (whole[: len(whole) // 2], WNIDS[1], "member 'n01440764.tar', is (truncated|not a complete)"),
         (gzip.compress(whole), WNIDS[1], "member 'n01440764.tar', is not a complete, uncompressed tar"),
         (tar_bytes([]), WNIDS[1], "class tar 'n0.* has no images"),
-        (whole, "extra", "'extra.tar' in .* is a duplicate, or not a tar"),
+        (whole, "extra", "'extra.tar' in .* is a duplicate, or its name is not"),
     ):
         path = write_tar(tmp_path / "t.tar", [(f"{WNIDS[0]}.tar", content), (f"{second}.tar", other)])
         refused(path, match=message)
@@ -183,7 +183,7 @@ def test_an_unrecognised_source_is_rejected_with_the_list_of_kinds_or_a_hint(tmp
     for name in ("text", "gz.tar", "hollow", "hollow/a"):
         refused(tmp_path / name, match="ImageFolder .*WebDataset.*parquet.*found .* at '.*" + name)
     write_tar(folder / "0.tar", [("0.jpg", jpeg(0)), ("0.cls", b"0")])
-    refused(folder, match="found signs of ImageFolder.* and of WebDataset")
+    refused(folder, match="Found signs of ImageFolder.* and of WebDataset")
     (folder / "0.tar").unlink()
     refused(folder, split="train", match="--split does not apply to .* .ImageFolder")
     (folder / "n09").mkdir()

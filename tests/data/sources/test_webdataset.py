@@ -83,7 +83,7 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
         ([("0.jpg", jpeg(0)), ("0.png", jpeg(0)), ("0.cls", b"1")], "has '0.jpg' and '0.png'"),
         ([("0.jpg", jpeg(0)), ("0.cls", b" \n")], "needs a file 0.cls with the class of '0.jpg', but has an empty one"),
         ([("0.txt", b"x")], "no images"),
-        ([("0.jpg", jpeg(0)), ("0.cls", b"x" * 1001)], "'0.cls' in '.*s.tar' has 1001 bytes, a class at most 1000"),
+        ([("0.jpg", jpeg(0)), ("0.cls", b"x" * 1001)], "'0.cls' in '.*s.tar' has 1001 bytes; the maximum .* is 1000"),
     ],
 )
 def test_tars_without_whole_samples_are_rejected(tmp_path, members, message):
@@ -166,7 +166,7 @@ def test_a_class_number_of_hundreds_of_digits_is_rejected_before_allocating_a_cl
     number = "9" * 400
     root = write_tars(tmp_path / "tars", ["1", number, "0"])
     name = "'train-000000.tar/part/0001.JPEG'"
-    number = r"9{40}\.\.\. \(400 signs\)'?"
+    number = r"9{40}\.\.\. \(400 characters\)'?"
     refused(root, match=f"no image has class number 2, but image {name} has {number}. .* pass --classes")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     refused(root, classes=str(tmp_path / "classes.txt"), match=f"class '{number} at {name}")

@@ -1,6 +1,7 @@
-"""Compare runs: a table with a row per run folder, and mean differences between groups with common seeds.
+"""Compare runs: a table with one row per run, and mean differences between groups of runs with the same seeds.
 
-Run folders are read without torch, so an invalid folder is reported at once. Only inference speed is measured.
+Run folders are read without importing torch, so an invalid folder is reported at once. Nothing is evaluated again; only
+inference speed is measured.
 """
 
 from vitkd_ds.commands.compare.plot import check_plot, write_plot
@@ -11,17 +12,18 @@ from vitkd_ds.commands.usage import wrapped
 
 
 def compare(*runs: str, csv: bool = False, plot: str = "", speed: bool = True) -> str:
-    """Return a table of runs and, below it, the differences between their settings.
+    """Return a table of runs and, below it, how groups of these runs differ in top-1 and settings.
 
     Args:
-        runs: run folders, finished or still training. The first one is the reference for differences.
-        csv: return only the rows, as CSV in full precision.
-        plot: PNG file for the curves; "" draws none.
-        speed: measure inference speed of student and teacher on this machine's first device.
+        runs: folders of runs that are finished or still training. Differences are relative to the first run's group.
+        csv: whether to return the rows as CSV in full precision, without the text below the table.
+        plot: path of a PNG to which the curves are written; "" means no plot.
+        speed: whether to measure the inference speed of students and teachers on this machine's first GPU, or on the
+            CPU if there is no GPU.
 
     Raises:
-        ValueError: a folder is not a run or is given twice, the curves cannot be drawn, or a student cannot be loaded
-            to measure its speed.
+        ValueError: a folder is not a run folder, is given twice or has no evaluation yet; the plot cannot be written;
+            or a student cannot be loaded for the measurement of its speed.
     """
     path = check_plot(plot) if plot else None
     results = read_results(runs)

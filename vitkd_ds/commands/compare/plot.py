@@ -1,4 +1,4 @@
-"""Plot validation top-1 and training loss over epochs, one colour per run; needs matplotlib."""
+"""Plot validation top-1 and training loss over epochs, with one colour per run. Needs matplotlib."""
 
 import io
 import logging
@@ -16,11 +16,15 @@ logger = logging.getLogger(__name__)
 DOTS_PER_INCH = 120
 LEGEND_COLUMNS = 4
 NUM_COLOURS = 10
-"""Number of easily distinguished colours; more runs take colours from a rainbow colormap."""
+"""Maximum number of runs that get easily distinguished colours. More runs get colours of a rainbow colormap."""
 
 
 def check_plot(plot: str) -> Path:
-    """Return `plot` as a path. Raise ValueError if it is not a .png in an existing folder or matplotlib is missing."""
+    """Return `plot` as a path.
+
+    Raises:
+        ValueError: the path does not end in .png, its folder does not exist, or matplotlib is not installed.
+    """
     path = Path(plot)
     if path.suffix != ".png":
         raise ValueError(f"--plot must end in .png, got {plot!r}")
@@ -34,20 +38,20 @@ def check_plot(plot: str) -> Path:
 
 
 def write_plot(path: Path, results: Sequence[Result]) -> None:
-    """Write the curves to a PNG atomically, replacing any."""
+    """Plot runs and write the plot to a PNG atomically. An existing file is replaced."""
     write_figure(path, draw(results))
     logger.info("wrote the curves to %s", path)
 
 
 def write_figure(path: Path, figure: "Figure") -> None:
-    """Write a figure to a PNG atomically, replacing any."""
+    """Write a figure to a PNG atomically. An existing file is replaced."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DOTS_PER_INCH)
     write_whole(path, lambda file: file.write(content.getvalue()))
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of the given size in inches that needs no display."""
+    """Return an empty figure that needs no display. Its width and height are in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -66,7 +70,7 @@ def colours_of(count: int) -> list[tuple[float, ...]]:
 
 
 def draw(results: Sequence[Result]) -> "Figure":
-    """Draw both plots side by side with one legend."""
+    """Draw validation top-1 and training loss side by side, with one legend."""
     figure = new_figure(12, 5)
     accuracy, loss = figure.subplots(1, 2)
     for result, colour in zip(results, colours_of(len(results))):

@@ -1,4 +1,4 @@
-"""Read a run folder, finished or still training: settings, newest evaluation, model sizes and speed."""
+"""Read the folder of a finished or unfinished run: settings, newest evaluation, model sizes and training speed."""
 
 import json
 import shlex
@@ -16,7 +16,7 @@ from vitkd_ds.data.images import SPLITS
 from vitkd_ds.train.statistics import wilson_interval
 
 EVALUATED = ("val_num_images", "val_top1", "val_top5")
-"""Keys in every evaluation line of metrics.jsonl; a teacher adds more."""
+"""Keys that every evaluation of top-1 writes to metrics.jsonl. With a teacher, there are further keys."""
 SIZES = ("parameters", "gflops")
 NEEDED = {
     "run": dict,
@@ -32,7 +32,7 @@ NEEDED = {
     "world_size": int,
     "images": dict | None,
 }
-"""Keys of config.json that a comparison needs, with their types."""
+"""Keys of config.json that a comparison needs -> their types."""
 
 
 @dataclass(frozen=True)
@@ -41,60 +41,63 @@ class Result:
 
     folder: Path
     name: str
-    """Shortest end of the folder's path that distinguishes it from the other runs."""
+    """Shortest end of the folder's path that is not also the end of another run's path."""
     config: dict[str, Any]
     """Content of config.json."""
     lines: list[dict[str, Any]]
     """Complete lines of metrics.jsonl."""
     evaluation: dict[str, Any]
-    """Newest line with an evaluation of top-1; {} if there is none."""
+    """Newest line of metrics.jsonl with an evaluation of top-1; {} if there is none."""
     summary: dict[str, Any] | None
     """Content of summary.json; None while the run is not finished."""
 
     @property
     def num_images(self) -> int:
-        """Number of validation images evaluated."""
+        """Number of validation images in the newest evaluation."""
         return int(self.evaluation["val_num_images"])
 
     @property
     def top1(self) -> float:
-        """Student top-1 in percent."""
+        """The student's top-1 in the newest evaluation, in percent."""
         return self.evaluation["val_top1"]
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """95 % confidence interval of top-1, from the number of validation images, in percent."""
+        """95 % Wilson interval of `top1` over the validation images, in percent."""
         return wilson_interval(self.num_images, round(self.top1 * self.num_images / 100))
 
     @property
     def is_final(self) -> bool:
-        """Whether the run is finished and was evaluated at its last step."""
+        """Whether the run is finished and its newest evaluation was at the last step."""
         return self.summary is not None and self.summary["steps"] == self.evaluation.get("step")
 
     @property
     def images_per_s(self) -> float | None:
-        """Training images/s over all ranks; None before the first logged value."""
+        """Training speed over all ranks in images/s: the mean of a finished run, otherwise the last logged value.
+
+        It is None if no value is logged.
+        """
         whole_run = self.summary["images_per_s"] if self.summary else None
         logged = [line["images_per_s"] for line in self.lines if line.get("images_per_s")]
         return whole_run or (logged[-1] if logged else None)
 
     @property
     def training_s(self) -> float | None:
-        """Seconds spent in training steps, without evaluations and checkpoints; None while the run is unfinished."""
+        """Time of all training steps in seconds, without evaluations and checkpoints; None for an unfinished run."""
         if not self.summary or not self.images_per_s:
             return None
         return self.summary["steps"] * self.config["run"]["global_batch_size"] / self.images_per_s
 
     @property
     def seed(self) -> int:
-        """Seed of the run."""
+        """Random seed of the run."""
         return self.config["run"]["seed"]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the seed that affects what is learned: dotted key -> value.
+        """All settings that affect the trained student, except the seed: dotted key -> value.
 
-        `extended_at_steps` is included because an extended run decays its learning rate more than once.
+        `extended_at_steps` is included, because a run that was extended decays its learning rate more than once.
         """
         run = self.config["run"]
         with suppress(ValueError):  # settings of an unknown version stay as they are
@@ -104,10 +107,11 @@ class Result:
         return own | ({"extended_at_steps": extended} if extended else {})
 
     def other_images(self, other: "Result") -> list[str]:
-        """Return which of data.train and data.val differ in their images between two runs.
+        """Return a list with "data.train" and "data.val", each only if its images differ between the two runs.
 
-        Fingerprints decide, or paths if either run is too old to have stored a fingerprint. Of equal validation data,
-        data.max_val_images evaluates evenly spaced images, so equal counts mean equal images.
+        Images are compared by the stored fingerprints, or by the paths if one of the runs is too old to have stored a
+        fingerprint. Validation images also differ if the numbers of evaluated images differ. Equal numbers mean equal
+        images, because data.max_val_images selects evenly spaced ones.
         """
         found = []
         for split in SPLITS:
@@ -121,9 +125,14 @@ class Result:
         return found
 
     def size(self, role: str, what: str) -> float | None:
-        """Return the "parameters" or "gflops" of the "student", or the sum over all teachers for "teacher".
+        """Return a size of the student, or the sum of this size over all teachers.
 
-        Return None if there is no such model or the run is too old to have stored them.
+        Args:
+            role: "student" or "teacher".
+            what: "parameters" or "gflops".
+
+        Returns:
+            The size, or None if the run has no such model or is too old to have stored sizes.
         """
         models = self.config.get("models", {})
         found = [models["student"]] if role == "student" and models else [*read(models).values()]
@@ -131,15 +140,19 @@ class Result:
 
 
 def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the evaluation lines of metrics.jsonl, in order."""
+    """Return those lines of metrics.jsonl that have an evaluation of top-1, in order."""
     return [line for line in lines if all(isinstance(line.get(key), int | float) for key in EVALUATED)]
 
 
 def read_results(runs: Sequence[str], *, must_be_evaluated: bool = True) -> list[Result]:
-    """Read run folders.
+    """Read run folders and return a result for each.
+
+    Args:
+        runs: paths of the folders.
+        must_be_evaluated: whether a run without an evaluation of top-1 is an error.
 
     Raises:
-        ValueError: a folder is not a run, is given twice or, if `must_be_evaluated`, has no evaluation of top-1 yet.
+        ValueError: a folder is not a run folder, is given twice, has a damaged file, or has no evaluation of top-1.
     """
     places = [Path(run).resolve() for run in runs]
     for number, place in enumerate(places):
@@ -173,21 +186,21 @@ def _check_is_evaluated(result: Result) -> None:
         # The run may have labelled images for k-NN; otherwise the user must name some.
         own = "" if data.get("knn_train") else " --train FOLDER --val FOLDER"
         raise ValueError(
-            f"{folder} was trained without classes (data.num_classes=0), so it has no top-1 to compare. Leave it out, "
-            f"and run `vitkd-ds eval {shlex.quote(str(folder))} --knn --probe{own}` on labelled images."
+            f"{folder} was trained without classes (data.num_classes=0), so it has no top-1 to compare. Leave out this "
+            f"run. To evaluate it, run: vitkd-ds eval {shlex.quote(str(folder))} --knn --probe{own}"
         )
     if not result.evaluation:
-        raise ValueError(f"{folder} has no evaluation in {METRICS} yet. Wait for the first one.")
+        raise ValueError(f"{folder} has no evaluation in {METRICS} yet. Wait for the first evaluation.")
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a run's metrics.jsonl; [] if there is no such file."""
+    """Return the parsed lines of a run's metrics.jsonl (see `whole_lines`). Return [] if there is no such file."""
     file = folder / METRICS
     return whole_lines(file.read_text(errors="replace")) if file.is_file() else []
 
 
 def whole_lines(text: str) -> list[dict[str, Any]]:
-    """Return the parsed lines of a metrics.jsonl without damaged and incomplete ones."""
+    """Return the parsed lines of a metrics.jsonl. Damaged and incomplete lines are skipped."""
     lines = []
     for line in text.splitlines():
         try:
@@ -200,7 +213,7 @@ def whole_lines(text: str) -> list[dict[str, Any]]:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """Return for each path its shortest end that is not the end of another path."""
+    """Return for each path its shortest end that is not also the end of another path."""
     names = []
     for place in places:
         others = [other.parts for other in places if other != place]

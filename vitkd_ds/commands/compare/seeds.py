@@ -1,4 +1,4 @@
-"""Group runs that differ only in their seed, and compare groups over common seeds."""
+"""Group runs that differ only in their seed, and compare groups over the seeds that they have in common."""
 
 import json
 import statistics
@@ -9,23 +9,23 @@ from vitkd_ds.train.statistics import t_interval, t_interval_of_differences
 
 MOST_KEYS = 6
 MOST_SEEDS = 12
-"""Maximum numbers of settings and seeds named in a line."""
+"""Maximum number of seeds named in a line. MOST_KEYS is the maximum number of settings or runs."""
 LONGEST_VALUE = 20
-"""Longest value of a setting shown in a line, in characters."""
+"""Maximum length of a value, in characters. If a setting has a longer value, only the setting's name is shown."""
 WIDEST = 120
-"""Characters per line."""
-EQUAL = "all equal: n too small for an interval"
+"""Maximum length of a line, in characters."""
+EQUAL = "no interval (all values are equal)"
 """Text in place of an interval of zero width."""
 
 Group = dict[int, Result]
-"""Seed -> run, for runs with equal settings and images."""
+"""Runs with equal settings and images: seed -> run."""
 
 
 def groups_of(results: Sequence[Result]) -> list[Group]:
-    """Sort final results into groups, ordered by their first runs.
+    """Sort runs into groups that differ only in their seed. Groups are ordered by their first runs.
 
-    Results that are not final are left out, because they had less training. If two runs have equal settings, images and
-    seed, only the first one counts.
+    Runs without an evaluation at their last step are left out, because their student had less training. If two runs
+    have equal settings, images and seed, the second one is left out.
     """
     groups: list[Group] = []
     for result in (result for result in results if result.is_final):
@@ -38,7 +38,10 @@ def groups_of(results: Sequence[Result]) -> list[Group]:
 
 
 def differences_text(results: Sequence[Result], groups: Sequence[Group]) -> str:
-    """Describe each group and its difference to the first; "" if there is nothing to compare."""
+    """Return lines that describe each group and its difference to the first group, and name the runs left out.
+
+    Return "" if there is at most one run to compare.
+    """
     grouped = [result for group in groups for result in group.values()]
     lines = []
     if len(grouped) > 1:
@@ -47,16 +50,16 @@ def differences_text(results: Sequence[Result], groups: Sequence[Group]) -> str:
         lines += [_difference_line(number, group, groups[0]), settings_line(number, group, groups[0])]
     going = [result.name for result in results if not result.is_final]
     if going and len(results) > 1:
-        lines.append(f"left out of groups and differences (no evaluation at the end): {_shortened(going, MOST_KEYS)}")
+        lines.append(f"left out, because they have no evaluation at their last step: {_shortened(going, MOST_KEYS)}")
     if again := [result.name for result in results if result.is_final and result not in grouped]:
         lines.append(
-            f"left out (an earlier run has the same settings, images and seed): {_shortened(again, MOST_KEYS)}"
+            f"left out, because an earlier run has the same settings, images and seed: {_shortened(again, MOST_KEYS)}"
         )
     return "\n".join(lines)
 
 
 def _group_line(number: int, group: Group) -> str:
-    """Name the runs of a group; for several seeds add mean, standard deviation and interval."""
+    """Return a line that names a group's runs and seeds. With several seeds, it also has mean, std and interval."""
     top1 = [result.top1 for result in group.values()]
     line = f"group {number}: {_shortened([result.name for result in group.values()], 1)}, {_seeds(group)}"
     if len(top1) == 1:
@@ -67,7 +70,7 @@ def _group_line(number: int, group: Group) -> str:
 
 
 def _difference_line(number: int, group: Group, first: Group) -> str:
-    """Return the mean top-1 difference to the first group over pairs of runs with the same seed."""
+    """Return a line with the mean difference in top-1 to the first group, over pairs of runs with the same seed."""
     both = sorted(group.keys() & first.keys())
     differences = [group[seed].top1 - first[seed].top1 for seed in both]
     line = f"group {number} - group 1: "
@@ -77,14 +80,18 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
         return line + "not compared: no common seed"
     line += f"top-1 {statistics.mean(differences):+.2f} points, "
     if len(both) == 1:
-        return line + f"{_seeds(both)}, one seed: no interval"
+        return line + f"{_seeds(both)}, no interval (only one seed)"
     interval = t_interval_of_differences(differences)
     line += f"95 % interval [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else EQUAL
     return line + f", n = {len(both)} pairs, {_seeds(both)}"
 
 
 def settings_line(number: int, group: Group, first: Group) -> str:
-    """Name the settings that differ between a group and the first, with the group's values if short."""
+    """Return a line that names the settings in which a group differs from the first group.
+
+    The line has the group's values of these settings, except long values. If it would be too long, it names fewer
+    settings.
+    """
     own = _first(group).settings
     others = _first(first).settings
     keys = [key for key in own | others if own.get(key) != others.get(key) or (key in own) != (key in others)]

@@ -1,7 +1,7 @@
-"""Measure inference speed of exported students and their teachers on this machine's first device.
+"""Measure the inference speed of students and their teachers on this machine's first GPU, or on the CPU.
 
-Speed does not depend on weights, so teachers get random ones: their files may have moved, and nothing is downloaded.
-The models take turns, so that a temporary slowdown of the machine affects all of them.
+Speed does not depend on weights, so teachers get random weights. Their weight files are not needed, and nothing is
+downloaded. The models take turns, so that a temporary slowdown of the machine affects all of them.
 """
 
 import json
@@ -24,30 +24,36 @@ MICRO_BATCH = {"cuda": 64, "cpu": 16}
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 MOST_S = 1.5
 MOST_ROUNDS = 100
-"""Limits per model: seconds over all its forwards, and forwards. At least two forwards always run."""
+"""Limits per model: MOST_S is the total time of its forwards in seconds, MOST_ROUNDS their number. Each model runs at
+least two forwards."""
 WARMUP_ROUNDS = 3
-"""Forwards that are not timed; if there are fewer in total, only the last one is timed."""
+"""Number of a model's first forwards whose times are ignored. If no later forward runs, only the last one counts."""
 
 
 class Key(NamedTuple):
-    """Identity of an architecture."""
+    """Identity of a model to measure: architecture, its arguments and image size. Weights do not matter."""
 
     model: str
     args: str
     size: int
-    """Height and width of its images, in pixels."""
+    """Height and width of the model's images, in pixels."""
 
 
 class Speeds(NamedTuple):
-    """Measured speeds and the device."""
+    """Measured speeds of all runs, and the device."""
 
     device: str
     images_per_s: list[tuple[float, float | None]]
-    """Per run, speed of the student, and of all teachers run in sequence (None without a teacher)."""
+    """For each run, the speed of the student, and the speed of all its teachers when they run one after another. The
+    second speed is None if the run has no teacher."""
 
 
 def measure(results: Sequence[Result]) -> Speeds:
-    """Measure each architecture once. Raise ValueError, before any forward, if a student cannot be rebuilt."""
+    """Measure the models of all runs; models with the same `Key` are measured once.
+
+    Raises:
+        ValueError: a student cannot be loaded. This is checked before the first measurement.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models: dict[Key, nn.Module] = {}
     keys = [(_student(result, models), _teachers(result, models)) for result in results]
@@ -63,7 +69,7 @@ def measure(results: Sequence[Result]) -> Speeds:
 
 @torch.inference_mode()
 def forward_seconds(models: dict[Key, nn.Module], images: dict[Key, Tensor]) -> dict[Key, float]:
-    """Time the forwards of all models in turns; return each model's median seconds."""
+    """Run the models in turns. Return the median time of each model's forward, in seconds."""
     seconds: dict[Key, list[float]] = {key: [] for key in models}
     for number in range(MOST_ROUNDS):
         if number >= 2 and sum(map(sum, seconds.values())) * (1 + 1 / number) > MOST_S * len(models):
@@ -89,9 +95,9 @@ def _synchronised_time() -> float:
 
 
 def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
-    """Return the key of the run's student and add the model to `models` if its architecture is new.
+    """Return the key of a run's student, after adding the student to `models` if the key is not in it yet.
 
-    For an unfinished run, this is the student of the checkpoint to resume from.
+    The student of an unfinished run is taken from the checkpoint from which the run would resume.
     """
     try:
         found = find_student(result.folder)
@@ -107,7 +113,7 @@ def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
 
 
 def _teachers(result: Result, models: dict[Key, nn.Module]) -> list[Key]:
-    """Return the keys of the run's teachers and add models of new architectures to `models`."""
+    """Return the key of each teacher of a run, after adding the teachers whose key is not in `models` yet."""
     run = result.config["run"]
     return [_teacher(from_dict(TeacherConfig, each), run, models) for each in read(run).values()]
 

@@ -25,13 +25,13 @@ COST = (
     ("x its", "teacher"),
 )
 LONG_S = 7200
-"""Shortest time in seconds that is shown in hours."""
+"""Shortest time, in seconds, that is shown in hours."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Characters at the start of a cell that make a spreadsheet read it as a formula."""
+"""First characters of a cell that a spreadsheet would read as a formula."""
 
 
 def safe_cell(value: object) -> object:
-    """Return the value, with an apostrophe before text that a spreadsheet would read as a formula."""
+    """Return a value for a CSV cell. Text that a spreadsheet would read as a formula gets an apostrophe in front."""
     if not isinstance(value, str) or not value.startswith(FORMULA):
         return value
     try:
@@ -42,7 +42,7 @@ def safe_cell(value: object) -> object:
 
 
 def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
-    """Return a table with a row per run, below a line with the number of images and the device."""
+    """Return a line with the number of validation images and the measured device, and a table with a row per run."""
     counts = sorted({result.num_images for result in results})
     images = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     about = f"{images} validation images" + (f"; inference on {speeds.device}" if speeds else "")
@@ -58,7 +58,10 @@ def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
 
 
 def _pieces(rows: Sequence[tuple[Any, ...]], width: int) -> list[str]:
-    """Return the lines of a table, split between columns into pieces that fit; each repeats the run names."""
+    """Return the lines of a table, split between columns into tables of at most `width` characters.
+
+    Each of these tables starts with the names of the runs.
+    """
     last = len(rows[0])
     end = next((end for end in range(last, 2, -1) if max(map(len, _lines([row[:end] for row in rows]))) <= width), 2)
     lines = _lines([row[:end] for row in rows])
@@ -66,7 +69,7 @@ def _pieces(rows: Sequence[tuple[Any, ...]], width: int) -> list[str]:
 
 
 def table_rows(results: Sequence[Result], speeds: "Speeds | None") -> list[tuple[Any, ...]]:
-    """Return the header, with pairs of lines as cells, and the cells of each run."""
+    """Return the header row and one row per run. A cell of the header is a pair of texts, one for each header line."""
     return [ACCURACY + COST] + [
         (*_accuracy(result), *_cost(result, *both))
         for result, both in zip(results, speeds.images_per_s if speeds else repeat((None, None)))
@@ -107,7 +110,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _lines(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Return two header lines and one line per row, with names left-aligned and numbers right-aligned."""
+    """Return two header lines and one line per run, with names left-aligned and numbers right-aligned."""
     top, bottom = zip(*rows[0])
     cells = rows[1:]
     rows = [top, bottom, *cells]
@@ -119,7 +122,7 @@ def _lines(rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def csv_text(results: Sequence[Result], groups: Sequence[Group], speeds: "Speeds | None") -> str:
-    """Return CSV with a header and a row per run; unknown values are empty."""
+    """Return CSV with a header and one row per run. Unknown values are empty."""
     text = io.StringIO()
     for number, result in enumerate(results):
         both = speeds.images_per_s[number] if speeds else (None, None)

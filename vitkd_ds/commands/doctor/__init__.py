@@ -1,12 +1,13 @@
-"""`vitkd-ds doctor`: find problems that would fail or slow a run, in two minutes, before a long job.
+"""`vitkd-ds doctor`: find problems that would end or slow down a run, before a long job.
 
-The checks use training's own functions to build and step a run (`vitkd_ds.train`). This folder adds only checks that
-training does not need, one file per topic. Checks download nothing, leave no files behind and never train on the user's
-images.
+The checks build models and make updates with training's own functions (`vitkd_ds.train`). This folder has only the code
+that training does not need, one file per topic. Checks download nothing, leave no files behind and never train on the
+user's images.
 
-A failed check becomes a row of the table and the next check runs, because ranks agree on local failures before each
-collective. A rank that fails inside a collective reports the error on stderr at once, because the other ranks wait for
-it until the check times out. A network fault also shows as a check that times out.
+If a check fails, its error becomes a row of the table, and the next check runs. This is possible because all ranks
+agree on local failures before each collective. If a rank fails inside a collective, the other ranks wait for it until
+the check times out. So the failed rank reports its error on stderr at once. A network failure also shows as a check
+that times out.
 """
 
 import logging
@@ -33,9 +34,11 @@ logger = logging.getLogger(__name__)
 Check = Callable[[Patient], Iterable[Row]]
 
 LIMIT_S = 110
-"""Time limit for the start and for each check; many times their normal duration, and a hang ends within two minutes."""
+"""Time limit for the start and for each check, in seconds. They normally take much less time."""
 HEAD_START_S = 5
-"""Time for rank 0 to print the table: a launcher ends all ranks when the first one exits with an error."""
+"""Seconds that the other ranks wait before they exit with an error, so that rank 0 can print the table first.
+
+A launcher ends all ranks when the first one exits with an error."""
 CHECKS: dict[str, Check] = {
     "versions": check_versions,
     "device": check_devices,
@@ -50,16 +53,16 @@ CHECKS: dict[str, Check] = {
     "data.knn": check_knn,
     "teacher top-1": check_top1,
 }
-"""Checks in execution order; each may use results of earlier ones."""
+"""Checks in execution order. A check may use the results of earlier checks."""
 ADVICE = {
     "network": "run with NCCL_DEBUG=INFO; set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
     "engines": "lower --micro_batch_size_per_gpu if memory ran out; otherwise check whether --recipe demo passes here",
 }
-"""Remedies for errors raised by other packages."""
+"""Remedy for errors that other packages raise, by check."""
 
 
 class Examination:
-    """Rows of all finished checks, and this rank's rows of the running check (`pending`)."""
+    """One execution of doctor: `rows` of all finished checks, and this rank's `pending` rows of the running check."""
 
     def __init__(self, run: Run) -> None:
         self.started = time.monotonic()
@@ -71,7 +74,7 @@ class Examination:
 
     @contextmanager
     def limited(self, name: str) -> Iterator[None]:
-        """Print the results so far and exit if the body takes longer than LIMIT_S."""
+        """If the body takes longer than LIMIT_S seconds, print the results so far and exit. `name` is the check."""
         timer = threading.Timer(LIMIT_S, self.give_up, [name])
         timer.daemon = True
         timer.start()
@@ -98,11 +101,11 @@ class Examination:
         print(f"{table(self.rows + self.pending)}, {time.monotonic() - self.started:.0f} s, {end}", flush=True)
 
     def give_up(self, name: str, why: str = "") -> NoReturn:
-        """Report a check that timed out or failed for the reason `why`, and exit this process."""
+        """Report that a check failed for the reason `why`, or timed out if `why` is "". Exit this process."""
         state = "waiting for the other ranks" if self.pending else "running, or waiting for another rank"
         state = f"has not finished this check after {LIMIT_S} s ({state})"
         found = f"rank {os.environ['RANK']} on {node_name()} {why or state}"
-        self.pending.append(error(name, found, f"read the other ranks' messages; without any, {ADVICE['network']}"))
+        self.pending.append(error(name, found, f"read the other ranks' messages; if none, {ADVICE['network']}"))
         if os.environ["RANK"] == "0":
             self.show("stopped at this check")
         else:
@@ -112,7 +115,7 @@ class Examination:
 
 
 def examine(run: Run) -> bool:
-    """Run all checks, print their table on rank 0, and return whether there is no error. Collective.
+    """Run all checks, print their table on rank 0, and return True if no check found an error. Collective.
 
     Raises:
         ValueError: this rank has no device, so the ranks cannot form a process group.
@@ -129,7 +132,7 @@ def examine(run: Run) -> bool:
 
 
 def attempted(name: str, check: Check, patient: Patient) -> Iterator[Row]:
-    """Yield this rank's rows of a check; an exception becomes the last row."""
+    """Yield this rank's rows of a check. An exception of this rank becomes the last row."""
     try:
         yield from check(patient)
     except Skipped as reason:
@@ -145,5 +148,5 @@ def attempted(name: str, check: Check, patient: Patient) -> Iterator[Row]:
 
 
 def node_name() -> str:
-    """Return this node's name in Slurm, or else its host name."""
+    """Return this node's name in Slurm, or its host name outside Slurm."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

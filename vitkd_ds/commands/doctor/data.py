@@ -1,4 +1,4 @@
-"""Check each split's images: intact, correct classes, equal on all nodes, read fast enough."""
+"""Check that each split's images are readable, equal on all nodes, and decoded fast enough."""
 
 import time
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from vitkd_ds.train.parts import open_knn, open_split, split_of
 from vitkd_ds.train.schedule import check_warmup, make_schedule
 
 MICRO_BATCH = 64
-"""Largest micro-batch to decode; smaller than the run's, so that the check ends sooner."""
+"""Maximum number of images to decode at a time; less than in a run, so that the check ends sooner."""
 SAMPLE = 256
 MOST_S = 10.0
-"""Images to read per rank, and a time limit that stops earlier on a slow disk."""
+"""Images to read per rank, and the number of seconds after which reading stops even if fewer images were read."""
 
 
 def check_images(patient: Patient, split: str) -> Iterator[Row]:
     """Open a split as training does, and read a sample of it on all ranks at once. Collective.
 
-    If the training split could be opened, it must have all classes of the validation split.
+    The classes of the validation split must be classes of the training split, if that could be opened.
     """
     needed(patient.split, "the settings")
     name = f"data.{split}"
@@ -40,7 +40,7 @@ def check_images(patient: Patient, split: str) -> Iterator[Row]:
 
 
 def check_knn(patient: Patient) -> Iterator[Row]:
-    """Open the labelled k-NN images of a run without labels, if there are any. Collective."""
+    """Open the labelled images for k-NN, if the run has them, and compare them between nodes. Collective."""
     run = patient.run
     micro = min(MICRO_BATCH, patient.run.micro_batch_size_per_gpu)
     loaders = ranks.together(lambda: open_knn(run, micro, patient.device)) or ()
@@ -58,7 +58,7 @@ def same_row(name: str, loader: Loader, patient: Patient) -> Row:
 
 
 def schedule_rows(run: Run, steps_per_epoch: int) -> Iterator[Row]:
-    """Check the schedule, which needs the number of images."""
+    """Yield an error if the warm-up is as long as the run, which depends on the number of images."""
     try:
         check_warmup(run, make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=1))
     except ValueError as caught:
@@ -66,7 +66,10 @@ def schedule_rows(run: Run, steps_per_epoch: int) -> Iterator[Row]:
 
 
 def decoding_row(name: str, loader: Loader, patient: Patient) -> Row:
-    """Time reading images as in training: disk or page cache, checksum, decoder. Collective; equal on all ranks."""
+    """Measure how fast images are read, checked and decoded, as in training. Collective.
+
+    The row is equal on all ranks.
+    """
 
     def read() -> tuple[int, float, int]:
         count = 0
@@ -87,4 +90,4 @@ def decoding_row(name: str, loader: Loader, patient: Patient) -> Row:
     found = f"{counts[0]} images per rank; the slowest rank reads and decodes {min(speeds):,.0f} images/s ({node})"
     advice = "raise --cpus-per-task, pack with a lower --max_resolution, or copy the file to each node's local disk"
     is_enough = name != "data.train" or min(speeds) >= wanted_per_s
-    return judged(is_enough, f"{name} decoding", found, f"but a GPU trains on {wanted_per_s:,.0f}", advice)
+    return judged(is_enough, f"{name} decoding", found, f"but a GPU trains on {wanted_per_s:,.0f} images/s", advice)

@@ -1,4 +1,4 @@
-"""Check the run folder: state of the run, shared by all ranks, writable, and free space."""
+"""Check the run folder: the run in it, its lock, access from all ranks, and free disk space."""
 
 import shutil
 import tempfile
@@ -15,15 +15,15 @@ from vitkd_ds.engine import ranks
 WEIGHT_BYTES = 2 + 4
 """Bytes per trained parameter in a checkpoint: bf16 weight and fp32 weight."""
 EXPORT_BYTES = 4
-"""Bytes per trained parameter in the exported student; a slight overestimate, as losses have parameters too."""
+"""Bytes per trained parameter in the exported student. Parameters of losses are not exported, so this is a bit high."""
 SPARE_CHECKPOINTS = 2
 """Checkpoints beyond checkpoint.keep_last: the best one and the one being written."""
 COMFORT = 1.5
-"""Factor of the required space below which a warning is shown."""
+"""A warning is shown if the free space is less than this many times the space that is still needed."""
 
 
 def check_folder(patient: Patient) -> Iterator[Row]:
-    """Inspect the run folder on rank 0, and write to it from all ranks. Collective; leaves no files."""
+    """Inspect the run folder on rank 0, and write a temporary file to it from every rank. Collective."""
     workdir = Path(patient.run.workdir)
     is_main = ranks.rank() == 0
     if is_main:
@@ -67,7 +67,7 @@ def run_row(run: Run) -> Row:
 
 
 def lock_rows(workdir: Path) -> Iterator[Row]:
-    """Report whether another job has locked the run folder."""
+    """Yield an error or a warning if another job has locked the run folder."""
     try:
         holder = lock.holder_of(workdir)
     except OSError:  # the write check reports the cause
@@ -82,11 +82,12 @@ def lock_rows(workdir: Path) -> Iterator[Row]:
 
 
 def space_row(run: Run, num_trained: int, state_bytes: int) -> Row:
-    """Check the disk space for all checkpoints that exist at a time.
+    """Check that the disk has space for all checkpoints that exist at the same time.
 
     Args:
-        num_trained: parameters of the student and the losses.
-        state_bytes: optimizer state in bytes.
+        run: the run.
+        num_trained: number of parameters of the student and the losses.
+        state_bytes: bytes of the optimizer state and the moving average.
     """
     workdir = Path(run.workdir)
     folder = existing(Path(run.workdir))
@@ -95,8 +96,8 @@ def space_row(run: Run, num_trained: int, state_bytes: int) -> Row:
     held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())
     needed = max(0, count * one - held)
     free = shutil.disk_usage(folder).free
-    found = f"{count} checkpoints of {size_text(one)}, {size_text(held)} written, need {size_text(needed)} more; "
-    found += f"{size_text(free)} are free in {folder}"
+    found = f"{count} checkpoints of {size_text(one)} need {size_text(needed)} more than the {size_text(held)} written"
+    found += f"; {size_text(free)} are free in {folder}"
     advice = "free disk space, lower --checkpoint.keep_last, or pass another --workdir (quotas are not checked)"
     if free < needed:
         return error("space", found, advice)

@@ -19,23 +19,26 @@ SHOWN = ("torch", "deepspeed", "timm", "ffcv", "numpy")
 LEAST_FREE = 0.9
 """Fraction of a GPU's memory that should be free before the run starts."""
 LEAST_SHM_GIB = 1.0
-"""NCCL uses shared memory for buffers between ranks of a node; containers have 64 MiB by default."""
+"""Shared memory that should be free. NCCL uses it for buffers between ranks of a node.
+
+Containers have 64 MiB by default."""
 STALE_S = 600.0
-"""Age of a stale build lock: no DeepSpeed op takes as long to build."""
+"""Age in seconds from which a build lock is stale. No DeepSpeed op takes as long to build."""
 SUM_MIB = 64
 REPEATS = 5
-"""Size and number of timed all-reduces. A gradient bucket of ds_configs/zero2.json has 190 MiB."""
+"""MiB per timed all-reduce, and number of them. A gradient bucket of ds_configs/zero2.json has 190 MiB."""
 LEAST_SUM_GB_S = {"nvlink": (40.0, 5.0), "cuda": (4.0, 1.5), "cpu": (0.05, 0.05)}
-"""Lowest all-reduce rate without a warning, GB/s, by kind of device: on one node and on several nodes.
+"""Lowest all-reduce rates without a warning, in GB/s, by kind of device: (on one node, on several nodes).
 
-A ring reaches half the rate of its slowest link. PCIe 4 without peer access carries about 10 GB/s, 25 Gbit/s Ethernet
-3 GB/s, NVLink hundreds; nodes with NVLink are connected by 200 Gbit/s or more. From data sheets, not measured."""
+A ring all-reduce reaches half the rate of its slowest link. PCIe 4 without peer access carries about 10 GB/s, 25 Gbit/s
+Ethernet about 3 GB/s, and NVLink hundreds of GB/s. Nodes with NVLink are connected by 200 Gbit/s or more. These rates
+are from data sheets, not measured."""
 NVLINK = ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200")
 """Names of GPUs on boards with NVLink; PCIe and NVL cards have longer names."""
 
 
 def check_versions(patient: Patient) -> Iterator[Row]:
-    """Check that packages load and have the same versions on all ranks. Collective."""
+    """Check that the decoder loads, and that packages have the same versions on all ranks. Collective."""
     here = {"python": platform.python_version(), **{name: _version(name) for name in SHOWN}}
     shown = ", ".join(f"{name} {version}" for name, version in here.items())
     yield ok("versions", f"{shown}; torch built for CUDA {torch.version.cuda}")
@@ -55,7 +58,10 @@ def _version(name: str) -> str:
 
 
 def decoder_row(backend: str) -> Row:
-    """Check that FFCV and the decoder load; they may have been built for another Python, numpy or C++ library."""
+    """Check that FFCV and the compiled decoder load.
+
+    They fail to load if they were built for another version of Python, numpy or the C++ library.
+    """
     if backend != "ffcv":
         return ok("decoder", f"not needed (data.backend={backend})")
     try:
@@ -84,7 +90,7 @@ def check_devices(patient: Patient) -> Iterator[Row]:
 
 
 def check_network(patient: Patient) -> Iterator[Row]:
-    """Time an all-reduce over all ranks; the slowest link limits its rate. Collective."""
+    """Measure the rate of an all-reduce over all ranks. The slowest link limits it. Collective."""
     if ranks.world_size() == 1:
         yield ok("network", "only one rank, so there is no communication")
         return
@@ -101,17 +107,17 @@ def check_network(patient: Patient) -> Iterator[Row]:
     least = least_sum_gb_s(processes.device_name(), len(set(patient.nodes)))
     found = f"{ranks.world_size()} ranks all-reduce {SUM_MIB} MiB at {gb_per_s:.2f} GB/s ({1000 * seconds:.0f} ms)"
     advice = "run with NCCL_DEBUG=INFO and check that NCCL uses NVLink or InfiniBand"
-    yield judged(gb_per_s >= least, "network", found, f"expected at least {least:g}", advice)
+    yield judged(gb_per_s >= least, "network", found, f"expected at least {least:g} GB/s", advice)
 
 
 def least_sum_gb_s(name: str, num_nodes: int) -> float:
-    """Return the lowest all-reduce rate without a warning, GB/s, for a device name."""
+    """Return the lowest all-reduce rate without a warning, in GB/s, for a device's name and a number of nodes."""
     kind = "cpu" if name == "cpu" else "nvlink" if name in NVLINK else "cuda"
     return LEAST_SUM_GB_S[kind][num_nodes > 1]
 
 
 def check_machine(patient: Patient) -> Iterator[Row]:
-    """Check shared memory, build locks and the compiler."""
+    """Check shared memory and build locks, and the compiler if the run uses torch.compile."""
     free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
     advice = "mount a tmpfs there, start the container with --shm-size=8g, or remove old files there"
     found = f"/dev/shm has {size_text(free)} free"
@@ -123,7 +129,7 @@ def check_machine(patient: Patient) -> Iterator[Row]:
 
 
 def build_locks_row() -> Row:
-    """Check for locks of killed C++ extension builds: later torch builds wait for them without a message."""
+    """Check for lock files of killed builds of C++ extensions. The next build would wait for them without a message."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
     found = [path for pattern in ("*/lock", "*/*/lock") for path in folder.glob(pattern)]
@@ -135,7 +141,7 @@ def build_locks_row() -> Row:
 
 
 def compiler_row(device: torch.device) -> Row:
-    """Check that torch.compile works, which the recipe uses; it needs a C compiler and, on a GPU, Triton."""
+    """Check that torch.compile works. It needs a C compiler and, on a GPU, Triton."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as caught:  # of any kind: a missing compiler fails in many ways

@@ -1,8 +1,9 @@
-"""Check batch split, models, weights, engines and the teachers' top-1.
+"""Check the batch split, models, weights, engines, and the teachers' top-1.
 
-Nothing is downloaded: many nodes have no network, and several GB take longer than two minutes. Random weights replace
-missing ones, so that the engines can still be tested. The engines make real updates on random images, without
-torch.compile, which takes minutes. On a CPU the micro-batch is small.
+Nothing is downloaded, because many nodes have no network, and a download of several GB takes longer than two minutes.
+Models whose weights are not on this node get random weights, so that the engines can still be tested. The engines make
+real updates on random images. They do not use torch.compile, because compiling takes minutes. On a CPU, the micro-batch
+is small.
 """
 
 from collections.abc import Iterator
@@ -33,15 +34,15 @@ from vitkd_ds.train.teacher_check import ADVICE, count_right, judge
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # files that timm downloads, in its order of preference
 KEYS = {StudentConfig: ("init", ""), TeacherConfig: ("checkpoint", "random")}
-"""Key of a model's weights, and its value for random weights."""
+"""Name of the setting for a model's weights, and the setting's value for random weights."""
 CPU_MICRO_BATCH = 2
 TIMED_STEPS = {"cuda": 3, "cpu": 1}  # after one warm-up step
 MOST_MEMORY = 0.92
-"""Fraction of a GPU's memory above which prefetched images and fragmentation may exhaust it."""
+"""Fraction of a GPU's memory. At a higher peak, prefetched images and fragmentation may exhaust the memory."""
 
 
 def check_settings(patient: Patient) -> Iterator[Row]:
-    """Check that the global batch can be divided among the ranks, and the DeepSpeed file. Collective."""
+    """Check that the global batch can be divided among the ranks, and that the DeepSpeed file is valid. Collective."""
     run = patient.run
     split = training.split_of(run)  # fails on all ranks or on none; the file may be missing on one node
     patient.ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))
@@ -54,7 +55,7 @@ def check_settings(patient: Patient) -> Iterator[Row]:
 
 
 def check_models(patient: Patient) -> Iterator[Row]:
-    """Build all models, with weights that are available locally, and the losses between them. Collective."""
+    """Build all models, with the weights that are on this node, and the losses between them. Collective."""
     run = patient.run
     torch.manual_seed(run.seed)  # the same student on every rank
     loaded = {role: load_model(role, run) for role in run.models}
@@ -78,7 +79,8 @@ def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
     """Build the student or a teacher without the network.
 
     Returns:
-        A row, the model (None if its architecture cannot be built), and whether it has its own weights.
+        A row about the model; the model, or None if its architecture cannot be built; and whether weights other than
+        random ones are available for it.
     """
     config = run.models[role]
     key, random = KEYS[type(config)]
@@ -118,7 +120,7 @@ def _build_or_none(role: str, run: Run, weights: str) -> nn.Module | None:
 
 
 def _cached_file(role: str, run: Run) -> str:
-    """Return the path of a model's weights in this node's hub cache; "" if there are none."""
+    """Return the path of a model's weights in this node's hub cache; "" if the cache does not have them."""
     with torch.device("meta"):
         hub_id = _build(role, run, KEYS[type(run.models[role])][1]).pretrained_cfg["hf_hub_id"]
     found = (try_to_load_from_cache(hub_id, name) for name in HUB_FILES)
@@ -164,7 +166,8 @@ def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, dict[s
     """Make a few updates on random images with training's own step. Collective.
 
     Returns:
-        The loss terms of the last update, the fewest seconds of an update, and the fewest seconds of each teacher.
+        The loss terms of the last update, the seconds of the fastest update, and for each teacher the seconds of its
+        fastest forward pass. The first update is a warm-up and is not timed.
     """
     data = parts.run.data
     micro = parts.run.micro_batch_size_per_gpu
@@ -191,9 +194,9 @@ def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, dict[s
 
 
 def check_top1(patient: Patient) -> Iterator[Row]:
-    """Measure the teachers' top-1 on validation images, as a new run does, and compare it with the published value.
+    """Measure each teacher's top-1 on validation images, as training does at the start of a run. Collective.
 
-    Collective.
+    Compare it with the published value.
     """
     run = patient.run
     if not run.teachers:

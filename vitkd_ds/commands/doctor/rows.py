@@ -1,4 +1,4 @@
-"""Input and output of a check: a `Patient`, and rows that are merged over all ranks into one table."""
+"""Input of all checks, a `Patient`, and their output, rows that are merged over all ranks."""
 
 import textwrap
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ INDENT = 37
 
 @dataclass
 class Patient:
-    """Run under examination on this rank, and results of earlier checks.
+    """The run that is checked, and the results of earlier checks on this rank.
 
-    A result is None if its check failed, either on all ranks or on none.
+    A result is None if its check failed. Then it is None on all ranks.
     """
 
     run: Run
@@ -37,24 +37,24 @@ class Patient:
     ds_config: dict[str, Any] | None = None
     models: Models | None = None
     trained_teachers: list[str] = field(default_factory=list)
-    """Names of teachers with their own weights; the others have random weights because theirs are missing."""
+    """Names of the teachers whose weights are available. The other teachers have random weights in the checks."""
     num_trained: int | None = None
     """Number of parameters of the student and the losses."""
     state_bytes: int = 0
-    """Bytes of their optimizer state and moving average."""
+    """Bytes of the optimizer state and moving average of these parameters."""
     parts: Parts | None = None
     images_per_s: float = 0.0
     """Training images/s per rank, uncompiled; 0 without a GPU."""
     loaders: dict[str, Loader] = field(default_factory=dict)
-    """Loaders by split, for splits that could be opened."""
+    """Loader of each split that could be opened, by split."""
 
 
 class Skipped(Exception):
-    """A check cannot run, for the reason in the message. Raised on all ranks or on none."""
+    """Raised if a check cannot run; the message says why. Raised on all ranks or on none."""
 
 
 def needed(value: Any, what: str) -> Any:
-    """Return the result of an earlier check. Raise Skipped, naming `what`, if it is None."""
+    """Return `value`, the result of an earlier check. If it is None, raise Skipped with a message that names `what`."""
     if value is None:
         raise Skipped(f"needs {what}, which failed above")
     return value
@@ -62,16 +62,16 @@ def needed(value: Any, what: str) -> Any:
 
 @dataclass(frozen=True)
 class Row:
-    """One finding."""
+    """One row of the table: a finding of a check."""
 
     level: str
     """ok, warning (the run would work, with a problem), error (it would fail), or skipped (not checked)."""
     name: str
     found: str
     advice: str = ""
-    """Remedy; "" if the finding includes it."""
+    """Remedy; "" if none is needed or the finding includes it."""
     seconds: float | None = None
-    """Duration of the check; set only in its first row."""
+    """Duration of the check; None in all but the check's first row."""
 
 
 ok = partial(Row, "ok")
@@ -80,18 +80,22 @@ error = partial(Row, "error")
 
 
 def judged(holds: bool, name: str, found: str, problem: str, advice: str) -> Row:
-    """Return an ok row with the finding, or a warning with finding, problem and advice unless `holds`."""
+    """Return an ok row with the finding if `holds`, else a warning with finding, problem and advice."""
     return ok(name, found) if holds else warning(name, f"{found}, {problem}", advice)
 
 
 def unequal(values: Sequence[Any], nodes: Sequence[str]) -> str:
-    """Return the first value that differs from rank 0's as "A on node0 and B on node1"; "" if all are equal."""
+    """Return "" if all values are equal, else rank 0's and the first other one, as "A on node0 and B on node1"."""
     other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
     return "" if other is None else f"{values[0]} on {nodes[0]} and {values[other]} on {nodes[other]}"
 
 
 def merged(rows_of_ranks: Sequence[Sequence[Row]], nodes: Sequence[str]) -> list[Row]:
-    """Merge the rows of a check: ok rows of rank 0 only, and each problem once with the nodes that have it."""
+    """Merge one check's rows of all ranks.
+
+    Each error or warning is kept once. If not all ranks have it, its text starts with the nodes that have it. The other
+    rows are those of rank 0, without rows that have the same name as an error or warning.
+    """
     rows = [row for rows in rows_of_ranks for row in rows]
     bad = dict.fromkeys(row for row in rows if row.level in BAD)
     bad_names = {row.name for row in bad}
@@ -115,7 +119,7 @@ def size_text(num_bytes: float) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the rows as text wrapped to the terminal, each with its advice below, and a last line with the verdict."""
+    """Return the rows as text wrapped to the terminal, each followed by its advice. The last line is the verdict."""
     # File names stay whole, so that they can be copied.
     wrap = partial(textwrap.wrap, width=columns(WIDTH), break_long_words=False, break_on_hyphens=False)
     lines = [f"{'':8} {'check':20} {'s':>6}  finding and remedy"]

@@ -1,4 +1,4 @@
-"""Export a student: timm state dict, ONNX or torch.export graph, or Hugging Face folder."""
+"""Export a student as a timm state dict, an ONNX or torch.export graph, or a Hugging Face folder."""
 
 import logging
 from functools import partial
@@ -31,18 +31,22 @@ def export(
     val: str = "",
     push: str = "",
 ) -> str:
-    """Write the student of a run, checkpoint or export into the new folder `destination`; return a line for stdout.
+    """Write a student into the new folder `destination`. Return the text to print.
 
     Args:
-        format: timm (`vitkd_ds.checkpoint.export`), onnx or torch_export (`graphs`), or hf (`hub`).
-        which: checkpoint of a run folder, last or best.
+        source: a run folder, a checkpoint or an exported student.
+        destination: the new folder.
+        format: timm, onnx, torch_export or hf. The code is in `vitkd_ds.checkpoint.export` (timm), `graphs` (onnx,
+            torch_export) and `hub` (hf).
+        which: checkpoint of a run folder: last or best.
         half: store fp16 weights.
-        val: images for the comparison of a graph with torch; "" uses the run's validation images.
-        push: hub repository, USER/NAME, to upload to; created as private if it does not exist. "" uploads nothing.
+        val: images on which an onnx or torch_export graph is compared with torch; "" uses the run's validation images.
+        push: hub repository (USER/NAME) to upload to. It is created as a private repository if it does not exist. ""
+            uploads nothing.
 
     Raises:
-        ValueError: there is nothing to export, `destination` exists, options are inconsistent, a graph's outputs differ
-            from torch's, or the hub returns an error.
+        ValueError: there is nothing to export; `destination` exists; options conflict; a graph's outputs differ from
+            torch's; or the hub returns an error.
     """
     check_export(source, destination, format, val)
     if val and format not in GRAPHS:
@@ -74,14 +78,17 @@ def export(
 
 
 def _told(folder: Path, format: str) -> str:
-    """Log the written files and how to load them in Python; return the folder as text."""
+    """Log the written files and the Python code that loads them. Return the folder as text."""
     logger.info("wrote %s to %s", ", ".join(sorted(path.name for path in folder.iterdir())), folder)
     logger.info("load it in Python: %s", OPENED_BY[format].format(folder))
     return str(folder)
 
 
 def _read(folder: Path, *, half: bool) -> tuple[Exported, nn.Module, dict[str, Tensor]]:
-    """Read an exported student completely, because a run may soon delete its checkpoint."""
+    """Read an exported student completely, because the run may delete its checkpoint soon.
+
+    With `half`, the returned weights are fp16.
+    """
     exported = open_exported(str(folder))
     weights = read_weights(folder, half=half)
     return exported, exported.build(), weights  # reads its file before building the model

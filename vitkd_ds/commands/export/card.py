@@ -1,6 +1,6 @@
 """Model card of an exported student, from its run folder.
 
-User-supplied names and paths are escaped. Of paths only the last part is shown, because the rest is machine-specific.
+User-supplied names and paths are escaped. Only the last part of a path is shown, because the rest is machine-specific.
 """
 
 import json
@@ -24,9 +24,12 @@ MOST_CLASSES = 50
 
 
 def model_card(exported: Exported, *, name: str, source: str) -> str:
-    """Return README.md for the hub: results, Python code that loads the student from `source`, training and teacher.
+    """Return the text of README.md for the hub: results, Python code that loads the student, training and teacher.
 
-    The title is the name of the run folder, or `name` outside a run folder.
+    Args:
+        exported: the student.
+        name: title of the card if the student is not in a run folder. Otherwise, the title is that folder's name.
+        source: name from which timm.create_model loads the student.
     """
     config = load_json(exported.run_folder / CONFIG) if exported.run_folder else {}
     evaluation = _evaluation(exported)
@@ -67,7 +70,7 @@ def code(text: Any) -> str:
 
 
 def _evaluation(exported: Exported) -> dict[str, Any]:
-    """Return the evaluation at the exported step; {} if there is none."""
+    """Return the run's evaluation of this student, made at the same step; {} if there is none."""
     if not exported.run_folder:
         return {}
     step = exported.description.get("step")

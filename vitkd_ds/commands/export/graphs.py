@@ -1,8 +1,8 @@
 """Export a student as a graph that runs without timm and this package, with torch.onnx or torch.export.
 
-A graph maps normalised images, in micro-batches of any size, to logits, or to pooled features if the student has no
-classes. Its metadata holds the student's description, including the preprocessing. Before publication, the written file
-is loaded again and compared with the student on real images.
+A graph maps normalised images, in micro-batches of any size, to logits. For a student without a classifier, it maps
+them to pooled features. Its metadata is student.json with a description of input and output. Before the new folder gets
+its final name, the written file is loaded again, and its outputs on real images are compared with the student's.
 """
 
 import json
@@ -23,12 +23,14 @@ from vitkd_ds.models import build
 
 NUM_IMAGES = 16
 SMALLER_BATCHES = (1, 3)
-"""Number of images for the comparison with torch, and smaller micro-batches to test besides all at once."""
+"""Number of images for the comparison with torch. Micro-batches of these smaller sizes are compared, too."""
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
-"""Largest allowed difference to torch in fp32, as a fraction of the largest output. Measured: at most 1.4e-6 and 1.7e-3
-(benchmarks/RESULTS.md); deeper models and other CPUs round differently."""
+"""Largest allowed difference to torch in fp32, as a fraction of the largest output, by the graph's dtype.
+
+The measured differences are at most 1.4e-6 for fp32 and 1.7e-3 for fp16 (benchmarks/RESULTS.md). The bounds are higher,
+because deeper models and other CPUs round differently."""
 ONE_FILE_BYTES = 2**30
-"""Weights up to this size are stored in the .onnx itself, which may have up to 2 GiB; larger ones in a second file."""
+"""Up to this total size, weights are stored in the .onnx, whose own limit is 2 GiB; otherwise, in a second file."""
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
 
 
@@ -42,12 +44,12 @@ def check_packages(format: str) -> None:
 
 
 def write_graph(exported: Exported, model: nn.Module, folder: Path, *, format: str, half: bool, val: str) -> str:
-    """Write a student as model.onnx or model.pt2 into a folder; return a text about its difference to torch.
+    """Write a student as model.onnx or model.pt2 into a folder. Return a text about the graph's difference to torch.
 
     Args:
         format: onnx or torch_export.
-        half: use fp16 weights and images.
-        val: images for the comparison; "" uses the run's validation images.
+        half: store fp16 weights, and take fp16 images.
+        val: images for the comparison with torch; "" uses the run's validation images.
 
     Raises:
         ValueError: there are no images, torch cannot export the model, or the graph's outputs differ from torch's.
@@ -78,9 +80,10 @@ def write_graph(exported: Exported, model: nn.Module, folder: Path, *, format: s
 
 
 def validation_images(exported: Exported, val: str) -> Tensor:
-    """Return the first images [B, 3, H, W] of `val` or of the run's validation data.
+    """Return the first images of `val`, or of the run's validation data if `val` is "": [B, 3, H, W].
 
-    Values are in 0..255, cropped as in evaluation. Labels are not needed.
+    Their values are in 0..255, and they are cropped as in evaluation. Labels are not needed. At most NUM_IMAGES images
+    are read, and those that cannot be decoded are left out.
     """
     backend = "ffcv"
     if not val:
@@ -99,7 +102,7 @@ def validation_images(exported: Exported, val: str) -> Tensor:
 
 
 def description_of(exported: Exported, dtype: torch.dtype) -> dict[str, object]:
-    """Return a graph's metadata: student.json, and a description of its input and output."""
+    """Return a graph's metadata: the content of student.json, and descriptions of the graph's input and output."""
     description = exported.description
     size = exported.description["image_size"]
     mean, std = (description["normalization"][name] for name in ("mean", "std"))
@@ -142,7 +145,7 @@ def _write_onnx(program: torch.export.ExportedProgram, folder: Path, description
 
 
 def _compare(run: Callable, images_BCHW: Tensor, expected_BK: Tensor, dtype: torch.dtype) -> str:
-    """Compare a graph's outputs with torch's in fp32. Raise ValueError beyond the bound."""
+    """Compare a graph's outputs with torch's in fp32. Return a text, or raise ValueError if they differ too much."""
     sizes = sorted({size for size in SMALLER_BATCHES if size < len(images_BCHW)} | {len(images_BCHW)})
     with torch.no_grad():
         found = [(run(images_BCHW[:size]).float() - expected_BK[:size]).abs().max() for size in sizes]

@@ -15,7 +15,7 @@ from vitkd_ds.config.run_folder import NOT_OF_THE_MODEL
 from vitkd_ds.models.hub import HUB_FILE
 
 OF_TIMM = ("first_conv", "classifier", "fixed_input_size", "pool_size")
-"""Keys of timm's configuration about the architecture; the others describe timm's own weights."""
+"""Keys of timm's pretrained_cfg that describe the architecture. Its other keys describe timm's own weights."""
 
 
 def write_hub_folder(
@@ -27,13 +27,15 @@ def write_hub_folder(
     name: str,
     repository: str,
 ) -> None:
-    """Write config.json, model.safetensors and README.md, a model card, into a folder.
+    """Write config.json, model.safetensors and README.md (the model card) into a folder.
 
     Args:
-        model: the student.
+        exported: the student.
+        model: the student's model.
         weights: tensors to store.
-        name: name of the folder, used in the card if there is no repository.
-        repository: hub repository, USER/NAME, for the later upload; "" for none.
+        folder: the folder to fill.
+        name: final name of the folder. The card uses it if there is no repository.
+        repository: hub repository (USER/NAME) to which the folder will be uploaded; "" if it will not be uploaded.
     """
     source = f"hf-hub:{repository}" if repository else f"local-dir:{name}"
     content = safetensors_bytes({key: weight.contiguous() for key, weight in weights.items()}, {"format": "pt"})
@@ -43,7 +45,7 @@ def write_hub_folder(
 
 
 def hub_config(exported: Exported, model: nn.Module) -> dict[str, Any]:
-    """Return timm's description of a model, which `timm.create_model` reads for "hf-hub:..." and "local-dir:..."."""
+    """Return the content of config.json, which timm.create_model reads for "hf-hub:..." and "local-dir:..."."""
     description = exported.description
     own = {key: model.pretrained_cfg[key] for key in OF_TIMM if key in model.pretrained_cfg}
     size = description["image_size"]
@@ -67,7 +69,7 @@ def hub_config(exported: Exported, model: nn.Module) -> dict[str, Any]:
 
 
 def check_repository(repository: str) -> None:
-    """Create a private hub repository if it does not exist.
+    """Create a private hub repository, unless an empty private one of this name exists.
 
     Raises:
         ValueError: the repository is public or not empty, or the hub returns an error.
@@ -85,8 +87,8 @@ def check_repository(repository: str) -> None:
         ) from error
     if files:
         raise ValueError(
-            f"the repository {repository} is not empty (it has {files[0]}), and --push overwrites nothing. Pass "
-            "another name."
+            f"the repository {repository} is not empty (it has {files[0]}), and --push overwrites nothing. Pass the "
+            "name of another repository."
         )
     if not found.private:
         raise ValueError(

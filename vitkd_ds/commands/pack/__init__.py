@@ -1,7 +1,7 @@
 """Pack images into a .beton. Start reading at `images.py`, which defines `pack`.
 
-`pack` is imported on first use, because it imports FFCV and torch, which takes seconds. Most commands need only
-`vitkd_ds.commands.pack.folders`.
+`pack` is imported on first use, because importing FFCV and torch takes seconds. Most commands need only
+`vitkd_ds.commands.pack.folders`, which does not import them.
 """
 
 from importlib import import_module

@@ -1,15 +1,25 @@
-"""Commands on existing .betons: `adopt` and `check`. torch and the decoder are imported only on use."""
+"""Commands `adopt` and `check` for existing .betons. torch and the decoder are imported only when they are needed."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 MOST_NAMED = 10
-"""Maximum number of damaged images named by `check`."""
+"""Maximum number of damaged images named in an error message."""
 
 
 def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
-    """Check a .beton written by FFCV itself, and write its side file."""
+    """Check a .beton written by FFCV itself, and write its side file: a JSON file with classes and checksums.
+
+    Args:
+        file: path of the .beton.
+        classes: file with one class name per line, in label order. It is required.
+        shuffled: whether the images are in random order; recorded in the side file.
+
+    Raises:
+        ValueError: `classes` is missing or invalid, the .beton is damaged or already has a side file, or the side file
+            cannot be written.
+    """
     from vitkd_ds.checkpoint.files import sync_folder, write_text
     from vitkd_ds.data.beton.format import check_labels, read_tables, stored_images
     from vitkd_ds.data.beton.side_file import BetonInfo, side_path, side_text
@@ -22,7 +32,7 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
     if not path.is_file():
         raise ValueError(f"no file at {file!r}. Check the path.")
     if os.path.lexists(side_path(path)):
-        raise ValueError(f"{file!r} already has a side file, {str(side_path(path))!r}. Run `vitkd-ds check` instead.")
+        raise ValueError(f"{file!r} already has a side file ({str(side_path(path))!r}). Run `vitkd-ds check` instead.")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(
             f"cannot write the side file: no write permission in {str(path.parent)!r}. Make the folder writable."
@@ -59,7 +69,11 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
 
 
 def check(file: str) -> None:
-    """Read and decode every image of a .beton and compare its CRC32."""
+    """Read and decode every image of a .beton, and compare its CRC32 with the stored one. Print a line on success.
+
+    Raises:
+        ValueError: the file is invalid, or images are damaged.
+    """
     from vitkd_ds.data.beton.format import read_beton
 
     info, images, _ = read_beton(file)
@@ -68,7 +82,7 @@ def check(file: str) -> None:
 
 
 def _check(path: Path, images: Any, *, num_threads: int) -> None:
-    """Raise ValueError, naming the first ones, if any images are damaged."""
+    """Raise ValueError if images are damaged. The message names the first MOST_NAMED of them."""
     from vitkd_ds.data.beton.verify import damaged_images
 
     found = [f"image {row} {reason}" for row, reason in damaged_images(path, images, num_threads=num_threads)]

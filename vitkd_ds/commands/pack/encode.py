@@ -1,4 +1,4 @@
-"""Convert an image file to its stored form: the original bytes, or a scaled and re-encoded image."""
+"""Convert an image file to its stored form: the original bytes, or an image that is scaled and encoded."""
 
 from dataclasses import dataclass
 
@@ -14,41 +14,44 @@ from vitkd_ds.data.image_file import ended, is_plain_jpeg, load_rgb, opened, to_
 
 WRITE_MODES = ("jpg", "raw", "proportion")
 MAX_SIDE = 65500
-"""Longest side in pixels: libjpeg's limit, within FFCV's 16 bits."""
+"""Maximum longest side in pixels. This is libjpeg's limit. FFCV's limit is larger: it stores 16-bit sides."""
 MAX_STORED_BYTES = 2**31
-"""Maximum number of bytes per image: an image must fit into one FFCV page. Page sizes are powers of two in 32 bits."""
+"""Maximum bytes of a stored image, because it must fit into one FFCV page. FFCV stores the page size, a power of two,
+in 32 bits."""
 MAX_ORIGINAL_BYTES = PAGE_BYTES
-"""Larger originals are re-encoded, because one large image makes all pages large."""
+"""Maximum bytes of an original that is stored unchanged. Larger ones are encoded, because one large image makes all
+pages large."""
 ENCODED, ORIGINAL, NO_JPEG, TOO_LARGE, SCALED, REFUSED = range(6)
-"""Origin of a stored image: encoded as requested, the original, or (four reasons) encoded although `passthrough` is on.
+"""Origin of a stored image. ENCODED means that `passthrough` is off, and ORIGINAL that the original JPEG is stored. The
+other four are the reasons for which an image was encoded although `passthrough` is on.
 
-Part lists on disk contain these numbers."""
+The lists of finished parts on disk contain these numbers."""
 REASONS = {
     NO_JPEG: "are not RGB or grey JPEGs",
     TOO_LARGE: f"are larger than {MAX_ORIGINAL_BYTES // 2**20} MiB",
     SCALED: "have more pixels than requested",
     REFUSED: "need more memory to decode than training allows",
 }
-"""Reasons for not storing the original, as ends of the sentence "7 images ..."."""
+"""Origin -> reason for not storing the original, as the end of a sentence that starts with "7 images"."""
 MCU_PIXELS = 16
-"""Width of an MCU (minimum coded unit) in a JPEG 4:2:0."""
+"""Width in pixels of an MCU (minimum coded unit) in a JPEG 4:2:0."""
 PROPORTION_STREAM = 5
-"""Key of the random stream that selects the JPEGs in write_mode "proportion"."""
+"""Random-generator key for choosing the images that write_mode "proportion" stores as JPEGs."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Settings for storing images, named as in `pack`. Raises ValueError if they are invalid or inconsistent."""
+    """Settings for storing images, with the same names as in `pack`. Invalid or inconsistent ones raise ValueError."""
 
     write_mode: str
     max_resolution: int
-    """Longest side in pixels, 0 for any; scaled with cv2's INTER_AREA, as in FFCV."""
+    """Maximum longest side in pixels; 0 means no limit. Images are scaled with cv2's INTER_AREA, as in FFCV."""
     short_side: int
-    """Shorter side in pixels, 0 for any; scaled with Pillow's antialiased bicubic filter."""
+    """Maximum shorter side in pixels; 0 means no limit. Images are scaled with Pillow's antialiased bicubic filter."""
     quality: int
     passthrough: bool
     restart_markers: bool = False
-    """Whether to add restart markers to originals, if all pixels stay equal. Encoded images always have them."""
+    """Whether to add restart markers to originals if this changes no pixel. Encoded images always have them."""
 
     def __post_init__(self) -> None:
         if self.write_mode not in WRITE_MODES:
@@ -87,15 +90,19 @@ class Encoded:
 def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
     """Decode an image file completely and convert it to its stored form.
 
-    RGB and grey JPEGs are first read by training's decoder, because Pillow silently invents pixels for damaged ones.
-    `vitkd_ds.data.beton.verify.check_jpeg` lists damage that even this decoder misses. Damage inside a CMYK JPEG, which
-    only Pillow reads, is not detected.
+    RGB and grey JPEGs are first read with the decoder used in training, because Pillow silently invents pixels for
+    damaged ones. The docstring of `vitkd_ds.data.beton.verify.check_jpeg` lists damage that this decoder misses. CMYK
+    JPEGs are read only by Pillow, so damage in their image data is not detected.
 
     Args:
-        number: number of the image in its source; selects its mode for write_mode "proportion".
+        content: bytes of the image file.
+        encoding: settings for storing the image.
+        number: number of the image in its source. With write_mode "proportion", it determines whether the image is
+            stored as a JPEG or as raw pixels.
 
     Raises:
-        Exception: as `vitkd_ds.data.image_file.load_rgb`; ValueError if a JPEG is damaged or cannot be stored.
+        ValueError: a JPEG is damaged, or the image cannot be stored.
+        Exception: the exceptions of `vitkd_ds.data.image_file.load_rgb`, for a file that cannot be decoded.
     """
     with opened(content) as image:
         width, height = image.size
@@ -109,7 +116,11 @@ def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
 
 
 def _origin(content: bytes, image: Image.Image, encoding: Encoding, is_read: bool | None) -> int:
-    """Return ORIGINAL, or the reason for not storing the content unchanged."""
+    """Return ORIGINAL if the content can be stored unchanged. Otherwise return the reason, a key of REASONS.
+
+    Args:
+        is_read: whether the decoder used in training can read the JPEG; None if the file is not an RGB or grey JPEG.
+    """
     if image.format != "JPEG" or is_read is None:
         return NO_JPEG
     if len(content) > MAX_ORIGINAL_BYTES:
@@ -120,7 +131,7 @@ def _origin(content: bytes, image: Image.Image, encoding: Encoding, is_read: boo
 
 
 def _marked(content: bytes) -> bytes:
-    """Return a JPEG with restart markers, or unchanged if that is impossible or would change a pixel."""
+    """Return a JPEG with restart markers added. Return it unchanged if this is impossible or would change a pixel."""
     whole = ended(content)
     marked = with_restart_markers(whole)
     if marked is None or len(marked) > MAX_ORIGINAL_BYTES or not np.array_equal(load_rgb(marked), load_rgb(whole)):
@@ -129,7 +140,11 @@ def _marked(content: bytes) -> bytes:
 
 
 def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """Scale to `short_side`, and check that the later scaling to `max_resolution` leaves at least one pixel."""
+    """Return an image scaled down to `short_side`.
+
+    Raises:
+        ValueError: in the stored image, a side would have less than one pixel or more than MAX_SIDE.
+    """
     height, width = pixels_HWC.shape[:2]
     longest, shortest = max(height, width), min(height, width)
     if 0 < encoding.short_side < shortest:
@@ -141,17 +156,18 @@ def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
     if limit and limit < longest:
         if int(limit / longest * shortest) < 1:
             raise ValueError(
-                f"{shortest} x {longest} pixels scaled to {limit} on the longer side are less than one pixel"
+                f"an image of {shortest} x {longest} pixels cannot be scaled to {limit} on the longer side, because "
+                "the shorter side would have less than one pixel"
             )
     elif longest > MAX_SIDE:
-        raise ValueError(f"its longer side has {longest} pixels; the format allows at most {MAX_SIDE}")
+        raise ValueError(f"the longer side has {longest} pixels; the format allows at most {MAX_SIDE}")
     return pixels_HWC
 
 
 def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int, origin: int) -> Encoded:
-    """Scale to `max_resolution` and encode like FFCV's own field, with the same pixels.
+    """Scale an image down to `max_resolution` and encode it. It decodes to the same pixels as if FFCV had encoded it.
 
-    In addition, JPEGs get restart markers and optimised Huffman tables.
+    Unlike FFCV's, the JPEGs have restart markers and optimised Huffman tables.
     """
     mode = encoding.write_mode
     longest = max(pixels_HWC.shape[:2])
@@ -165,7 +181,7 @@ def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int, o
     content = pixels_HWC.tobytes() if mode == "raw" else _jpeg(pixels_HWC, quality=encoding.quality)
     if len(content) > MAX_STORED_BYTES:
         raise ValueError(
-            f"it takes {len(content)} bytes; the format allows at most {MAX_STORED_BYTES}. Scale images down."
+            f"the stored image has {len(content)} bytes; the format allows at most {MAX_STORED_BYTES}. Scale it down."
         )
     return Encoded(content, RAW_MODE if mode == "raw" else JPEG_MODE, height, width, origin)
 

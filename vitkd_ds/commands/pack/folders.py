@@ -1,8 +1,8 @@
 """Pack a run's class folders on first use, so that `--data.train FOLDER` works without a pack command.
 
-`photos/train` is packed into `photos/train.beton`. This happens before the process group starts: the first rank packs,
-and the others wait for the file. If another run is already packing it, the first rank waits too. torch is imported only
-if there is something to pack.
+The folder `photos/train` is packed into the file `photos/train.beton` before the process group starts. The first rank
+packs, and the other ranks wait for the file. If another run is already packing this folder, the first rank waits too.
+torch is imported only if a folder must be packed.
 """
 
 import logging
@@ -29,11 +29,12 @@ from vitkd_ds.train import console, signals
 logger = logging.getLogger(__name__)
 
 POLL_S, SAY_S, PATIENCE_S = 1.0, 60.0, 600.0
-"""While waiting for another process: seconds between checks, between log lines, and without growth before giving up."""
+"""Times in seconds while another process packs: between two checks, between two log lines, and without growth of the
+file until waiting ends with an error."""
 
 
 def packed_or_exit(run: Run) -> Run:
-    """Call `pack_folders`; exit if a worker fails or a signal arrives."""
+    """Call `pack_folders` and return its result. Exit the process if a packing worker fails or a signal arrives."""
     try:
         return pack_folders(run)
     except RuntimeError as error:
@@ -46,18 +47,19 @@ def packed_or_exit(run: Run) -> Run:
 def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
     """Pack data.train and data.val if they are class folders; return the run with the paths of the .betons.
 
-    data.val is packed with the classes of data.train. An existing .beton is reused if the folder still has the same
-    names, sizes and classes, which only the first rank checks. With the torchvision backend, which reads folders
+    data.val gets the classes of data.train. An existing .beton is reused if the file names, file sizes and classes of
+    its folder have not changed; only the first rank checks this. With the torchvision backend, which reads folders
     directly, the run is returned unchanged.
 
     Args:
-        may_pack: pack missing .betons. If False, they must exist, for commands that should not write.
+        may_pack: whether missing .betons are packed. With False, which is for commands that should not write, a
+            missing .beton is an error.
 
     Raises:
-        ValueError: a folder has changed since it was packed or cannot be packed there, another process has stopped
-            packing it, or the run is invalid for a reason that is known without its images.
-        RuntimeError: a worker failed or was killed, or the disk is full.
-        KeyboardInterrupt: a signal arrived. Finished parts are kept.
+        ValueError: a folder cannot be packed or has changed since it was packed; another process that packs it makes
+            no progress; or a setting of the run is invalid.
+        RuntimeError: a packing worker failed or was killed, or the disk is full.
+        KeyboardInterrupt: a signal arrived. The images packed so far are kept, and the next run continues.
     """
     if run.data.backend != "ffcv":
         return run
@@ -87,17 +89,21 @@ def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
 
 
 def find_packed(key: str, path: str) -> str:
-    """Return the .beton of a class folder; other paths are returned unchanged.
+    """Return the path of a class folder's .beton. Return any other path unchanged.
+
+    Args:
+        key: option that the path comes from, for error messages.
+        path: path to look up.
 
     Raises:
-        ValueError: the folder is not packed or has changed since. The message names the option `key`.
+        ValueError: the folder is not packed or has changed since it was packed.
     """
     check_is_packed(key, path)
     return _packed(key, Path(path), may_pack=False) if is_class_folder(path) else path
 
 
 def _check_without_images(run: Run) -> None:
-    """Before packing, raise ValueError for errors of the run that are known without its images."""
+    """Before packing, check all settings that can be checked without images. Raise ValueError for an invalid one."""
     check_begun(run)
     find_ds_config(run.ds_config)
     for role, config in run.models.items():
@@ -116,9 +122,11 @@ def _check_without_images(run: Run) -> None:
 
 
 def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", may_pack: bool) -> str:
-    """Return the .beton of a folder and pack it if it is missing.
+    """Return the path of a class folder's .beton. If it is missing, pack it. If `may_pack` is False, raise ValueError.
 
-    The folder must have `num_classes` classes, unless a file with `classes` is given.
+    Args:
+        num_classes: number of classes that the folder must have; ignored if `classes` is given.
+        classes: file with the classes to pack with; "" takes the names of the class folders.
     """
     dst = packed_path(folder)
     if not may_pack and not dst.exists():
@@ -147,18 +155,18 @@ def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", 
 
 
 def _is_lossless(key: str) -> bool:
-    """Return whether to store original JPEGs where possible: for validation images, not for training images."""
+    """Return whether to store original JPEGs where possible: True for validation images, False for training images."""
     return key.endswith("val")
 
 
 def _command(key: str, folder: Path, dst: Path, classes: str) -> str:
-    """Return the command that packs a folder as a run does."""
+    """Return the `vitkd-ds pack` command that packs a class folder with the same settings as `_pack`."""
     options = (["--classes", classes] if classes else []) + (["--passthrough"] if _is_lossless(key) else [])
     return shlex.join(["vitkd-ds", "pack", str(folder), str(dst), *options])
 
 
 def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
-    """Pack a folder like `_command`; return False if another process is packing or has packed it."""
+    """Pack a class folder and return True. Return False if another process is packing it or has packed it."""
     from vitkd_ds.commands.pack.images import pack
     from vitkd_ds.commands.pack.parts import PackedElsewhere
     from vitkd_ds.commands.pack.writer import handled_by
@@ -175,19 +183,19 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
         if dst.exists():  # another process was faster
             return False
         raise ValueError(
-            f"{error}\nThe command that failed: {_command(key, folder, dst, classes)}\nAfter it has succeeded, rerun "
-            "this command."
+            f"{error}\nThe command that failed: {_command(key, folder, dst, classes)}\nRun it until it succeeds. Then "
+            "rerun this command."
         ) from error
     except OSError as error:
         raise ValueError(
-            f"cannot pack {key} into {str(dst)!r}: {error}. Make {str(dst.parent)!r} writable, or pack it elsewhere "
-            f"(vitkd-ds pack {shlex.quote(str(folder))} FILE.beton) and pass --{key}=FILE.beton."
+            f"cannot pack {key} into {str(dst)!r}: {error}. Make {str(dst.parent)!r} writable. Or pack into another "
+            f"folder (vitkd-ds pack {shlex.quote(str(folder))} FILE.beton) and pass --{key}=FILE.beton."
         ) from error
     return True
 
 
 def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
-    """Raise ValueError unless a .beton matches the current contents of the folder."""
+    """Raise ValueError unless the .beton was packed from the folder's current file names, file sizes and classes."""
     again = f"{shlex.join(['rm', str(dst), str(side_path(dst))])} && {_command(key, folder, dst, classes)}"
     remedy = f"Pass {shlex.quote(str(dst))} instead of the folder to use it anyway, or pack again: {again}"
     packed_from = read_side(dst).get(SOURCE_KEY)
@@ -210,7 +218,7 @@ def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
 
 
 def _wait_for(folder: Path, dst: Path) -> None:
-    """Wait until another process has packed `dst`. Raise ValueError if it makes no progress for PATIENCE_S."""
+    """Wait until another process has packed `dst`. Raise ValueError if the process makes no progress for PATIENCE_S."""
     partial = partial_path(dst)
     growth = None
     grown_at = said_at = time.monotonic()
@@ -222,7 +230,7 @@ def _wait_for(folder: Path, dst: Path) -> None:
         if now - grown_at > PATIENCE_S:
             raise ValueError(
                 f"another process is packing {str(folder)!r} into {str(dst)!r}, but {str(partial)!r} has not grown for "
-                f"{PATIENCE_S / 60:g} minutes. Check that process, end it, and rerun this command."
+                f"{PATIENCE_S / 60:g} minutes. End that process, and rerun this command."
             )
         if now - said_at >= SAY_S:
             said_at = now
@@ -233,7 +241,7 @@ def _wait_for(folder: Path, dst: Path) -> None:
 
 
 def _growth(partial: Path) -> tuple[int, int] | None:
-    """Return the bytes packed so far and the time of the last change; None before packing starts."""
+    """Return the bytes packed so far and the time of the last change in ns. Return None before packing starts."""
     try:
         return (partial / "images").stat().st_size, partial.stat().st_mtime_ns
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Pack images into a .beton, atomically and resumably.
 
-Sources are in `vitkd_ds.data.sources`. `encode.py` produces the stored form of an image (JPEG 4:2:0, raw pixels, or the
-original JPEG, optionally with restart markers), and `writer.py` runs the worker processes.
+`vitkd_ds.data.sources` reads the sources. `encode.py` converts an image to its stored form: a JPEG 4:2:0, raw pixels,
+or the original JPEG with or without restart markers. `writer.py` runs the worker processes.
 """
 
 import logging
@@ -26,9 +26,9 @@ from vitkd_ds.data.sources import open_source
 logger = logging.getLogger(__name__)
 
 MAX_RESOLUTION = 500
-"""Default longest side in pixels, as in FFCV's ImageNet recipe."""
+"""Default limit of an image's longest side in pixels, as in FFCV's ImageNet recipe."""
 SHUFFLE_STREAM = 6
-"""Key of the random order for `shuffle`."""
+"""Random-generator key of the image order with `shuffle`."""
 
 
 def pack(
@@ -49,30 +49,31 @@ def pack(
     skip_bad: bool = False,
     restart: bool = False,
 ) -> BetonInfo:
-    """Write the images of `src` to the .beton `dst` and its side file; continue an interrupted pack.
+    """Write images to a .beton, and classes and checksums to a JSON file next to it (its side file). Return its info.
 
     Args:
         src: class folders, ImageNet or WebDataset tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
         dst: new file ending in .beton, in an existing folder.
-        labels: file with the labels of ImageNet's validation tar; "none" packs all images of a folder without labels.
-        classes: file with one class name per line in label order, or a .beton with these classes; for class folders and
-            WebDataset tars. Some classes may have no images.
-        split: split to read from a Hugging Face folder with several.
-        write_mode: jpg (small, decoded on reading), raw (pixels: fast and large), or proportion (half of each).
-        max_resolution: longest side in pixels; larger images are scaled down. 0 keeps every size. None means 500, or 0
-            with `passthrough` or `short_side`.
-        short_side: shorter side in pixels, in place of `max_resolution`; 0 means off.
-        quality: quality of newly encoded JPEGs, 1 to 100.
-        passthrough: store RGB and grey JPEGs of up to 8 MiB unchanged if they need no scaling; warn about the others.
-        restart_markers: with `passthrough`, rewrite these JPEGs as one baseline scan with restart markers, which
-            decodes faster to the same pixels. EXIF data and colour profiles are dropped.
-        shuffle: store the images in a reproducible random order instead of by class.
-        workers: number of processes; 0 uses one per available CPU.
-        skip_bad: skip files that do not decode, with a warning each; otherwise the first one is an error.
-        restart: discard an interrupted pack instead of continuing it.
+        labels: file with the labels of ImageNet's validation tar. With "none", `src` is a folder of unlabelled images,
+            and all of them are packed.
+        classes: for class folders and WebDataset tars, file with one class name per line in label order, or a .beton
+            with these classes. Some classes may have no images.
+        split: name of the split to read, for a Hugging Face folder with several splits.
+        write_mode: jpg (small, decoded in training), raw (pixels: large, fast to read), or proportion (half of each).
+        max_resolution: maximum longest side in pixels. Larger images are scaled down. 0 keeps every size. None means
+            500, or 0 with `passthrough` or `short_side`.
+        short_side: maximum shorter side in pixels, as an alternative to `max_resolution`. 0 means off.
+        quality: JPEG quality of images that are encoded, 1 to 100.
+        passthrough: store RGB and grey JPEGs of up to 8 MiB unchanged if they need no scaling. Encode all others.
+        restart_markers: with `passthrough`, rewrite the unchanged JPEGs as one baseline scan with restart markers.
+            They then decode faster to the same pixels. EXIF data and colour profiles are dropped.
+        shuffle: store the images in a reproducible random order instead of the order of the source.
+        workers: number of processes. 0 uses one per available CPU.
+        skip_bad: skip files that do not decode and log a warning for each. If False, the first such file is an error.
+        restart: discard the images of an interrupted pack to the same file. If False, continue that pack.
 
     Raises:
-        ValueError: an invalid argument, source or file, or another process is packing into `dst`.
+        ValueError: an argument, the source or an image is invalid, or another process is packing into `dst`.
         RuntimeError, OSError: a worker failed or was killed, or the disk is full or faulty.
     """
     dst = Path(dst)
@@ -97,7 +98,7 @@ def _order(num_images: int, *, shuffle: bool) -> np.ndarray:
 
 
 def _finish(packing: Packing, dst: Path, *, shuffled: bool, fingerprint: str) -> BetonInfo:
-    """Write the tables, verify all images, and publish the .beton and its side file."""
+    """Write the tables, verify all images, and move the .beton and its side file to their final names."""
     unfinished = packing.unfinished
     source = packing.source
     encoding = packing.encoding
@@ -136,15 +137,15 @@ def _finish(packing: Packing, dst: Path, *, shuffled: bool, fingerprint: str) ->
         found = sources[records["origin"] == origin]
         if len(found):
             first = source.names[found.min()]
-            logger.warning("%d images %s and were encoded; the first one is %r", len(found), reason, first)
+            logger.warning("%d images %s and were encoded. The first one is %r.", len(found), reason, first)
     return info
 
 
 def _check_images(packing: Packing, records: np.ndarray, *, name_of: Callable[[int], str]) -> None:
-    """Read back and decode every image, because FFCV does not report damaged files in training.
+    """Read back and decode every image, because FFCV does not report damaged images in training.
 
     Raises:
-        ValueError: images differ from the written ones. The next run packs their parts again.
+        ValueError: some images differ from those written. The next run packs their parts again.
     """
     images = np.zeros(len(records), STORED_DTYPE)
     for key in ("offset", "size", "crc32", "height", "width", "mode"):
@@ -158,7 +159,7 @@ def _check_images(packing: Packing, records: np.ndarray, *, name_of: Callable[[i
         row, reason = damaged[0]
         raise ValueError(
             f"{len(damaged)} images in {str(unfinished.images)!r} are damaged. The first one, from {name_of(row)!r}, "
-            f"{reason}. Check disk and memory, and rerun the same command, which packs the damaged parts again."
+            f"{reason}. Check disk and memory, and rerun the same command, which packs the damaged images again."
         )
 
 
@@ -176,10 +177,10 @@ def _check_dst(dst: Path, *, workers: int) -> None:
 
 
 def _check_side(dst: Path) -> None:
-    """Raise ValueError if there is a file at the side file's path that is not a side file.
+    """Raise ValueError if the path of the new side file is taken by a file that is not a side file.
 
-    A valid side file may be left over: from a run interrupted between publishing the two files, or after someone
-    deleted only the .beton. It is replaced.
+    A valid side file is accepted and will be replaced. It may be left over from a run that was interrupted before it
+    could move the .beton, or from a .beton that someone deleted.
     """
     side = side_path(dst)
     if not os.path.lexists(side):
@@ -187,12 +188,12 @@ def _check_side(dst: Path) -> None:
     try:
         read_side(dst)
     except ValueError as error:
-        foreign = f"{str(side)!r} exists, but is not a side file"
-        raise ValueError(f"{foreign} ({error}). Move it or pass another dst.") from error
+        foreign = f"{str(side)!r} exists, but is not a side file of a .beton"
+        raise ValueError(f"{foreign} ({error}). Move this file or pass another dst.") from error
 
 
 def _write_tables(unfinished: Unfinished, records: np.ndarray, labels: np.ndarray) -> int:
-    """Add header and tables to the file of images; read the tables back and return their CRC32."""
+    """Write FFCV's header and tables to the file `images`; read the tables back and return their CRC32."""
     head, tail, end = beton_tables(records, labels)
     os.ftruncate(unfinished.descriptor, end)
     write_at(unfinished.descriptor, head, 0)
@@ -201,13 +202,13 @@ def _write_tables(unfinished: Unfinished, records: np.ndarray, labels: np.ndarra
     tables = read_tables(unfinished.images)
     if tables.metadata.tobytes() != head[METADATA_START:] or tables.allocations.tobytes() != tail:
         raise RuntimeError(
-            f"tables read back from {str(unfinished.images)!r} differ from those written. Check the disk."
+            f"the tables read back from {str(unfinished.images)!r} differ from those written. Check the disk."
         )
     return tables.crc32
 
 
 def _publish(partial: Path, dst: Path, text: str) -> None:
-    """Move both files to their final names: the side file first, so that a visible .beton is always complete."""
+    """Move the side file and then the .beton to their final names. So a visible .beton always has its side file."""
     if os.path.lexists(dst):
         raise ValueError(f"dst {str(dst)!r} was created by another process. Remove it or pass another name.")
     _check_side(dst)

@@ -1,10 +1,10 @@
 """Folder of an unfinished .beton; an interrupted pack continues from it.
 
-`.<name>.partial/` has two files for each finished part of the images: NUMBER.images with their bytes, and NUMBER.json
-with a list of them, written last. Parts are moved in order into the file `images`, which becomes the .beton. A
-NUMBER.images is deleted once its bytes are flushed to disk in `images`, so a pack needs little more space than the
-final file. A power cut may damage any file. Therefore all images are read back at the end, and the next run packs parts
-with damaged images again.
+Images are packed in parts of 64 images each. The folder `.<name>.partial/` has two files for each finished part:
+NUMBER.images contains the bytes of the images, and NUMBER.json, written last, lists them. The bytes are moved in order
+into the file `images`, which becomes the .beton. Once they are flushed to disk there, NUMBER.images is deleted. Packing
+therefore needs little more space than the final file. A power cut may damage any file, so all images are read back at
+the end. If some are damaged, the next run packs their parts again.
 """
 
 import errno
@@ -29,11 +29,11 @@ from vitkd_ds.data.beton.format import METADATA_DTYPE, METADATA_START, PAGE_BYTE
 logger = logging.getLogger(__name__)
 
 IMAGES = "images"
-"""File in the folder that becomes the .beton."""
+"""Name of the file that becomes the .beton."""
 SETTINGS = "settings.json"
-"""File that identifies source and settings."""
+"""Name of the file with the packing settings and the fingerprint of the source."""
 LOCK = "lock"
-"""File that is locked during packing; the kernel releases the lock when the last process exits."""
+"""Name of the file that is locked during packing. The kernel releases the lock when the last packing process exits."""
 PART = 64
 """Images per part."""
 RECORD_DTYPE = np.dtype(
@@ -42,11 +42,11 @@ RECORD_DTYPE = np.dtype(
         "formats": "<u8 <u8 <u4 <u4 <u2 <u2 u1 u1".split(),
     }
 )
-"""Stored image: its number in the storing order, place, checksum and form."""
+"""One stored image: `number` in the storing order, `offset` and `size` in bytes, checksum, pixels, mode and origin."""
 SYNC_S = 2.0
 """Seconds between two flushes of `images` to the disk."""
 LOCK_PATIENCE_S = 5.0
-"""Seconds to wait for the lock, which workers of a run killed just before may still hold."""
+"""Seconds to wait for the lock. Workers of a pack that was just killed may still hold it."""
 
 
 class PackedElsewhere(ValueError):
@@ -54,9 +54,9 @@ class PackedElsewhere(ValueError):
 
 
 class Layout:
-    """Offsets of consecutive images in FFCV's layout: pages that no image crosses.
+    """Offsets of consecutive images in FFCV's layout: the file is divided into pages, and no image crosses a page end.
 
-    An image larger than `PAGE_BYTES` gets a page of the next power of two of such units.
+    A page has `PAGE_BYTES`. For a larger image, this size is doubled until the image fits.
     """
 
     def __init__(self, first_byte: int):
@@ -65,7 +65,7 @@ class Layout:
         self._end = 0
 
     def place(self, sizes: np.ndarray) -> list[int]:
-        """Return the offsets of the next images, in bytes."""
+        """Return the offsets in bytes of the next images, given their sizes in bytes."""
         offsets = []
         for size in sizes.tolist():
             if self._position + size > self._end:
@@ -80,11 +80,11 @@ class Layout:
 
 
 class Part:
-    """A finished part.
+    """A finished part: up to PART images that are consecutive in the storing order (the order in the .beton).
 
     Attributes:
-        records: RECORD_DTYPE, its stored images; offsets are set when the part is moved.
-        bad: number in the storing order -> reason, for images that do not decode.
+        records: RECORD_DTYPE, the stored images of the part. `Unfinished.move` sets their offsets.
+        bad: images that do not decode: number in the storing order -> reason.
     """
 
     def __init__(self, number: int, rows: list):
@@ -98,9 +98,9 @@ class Unfinished:
 
     Attributes:
         images: path of the file that becomes the .beton.
-        descriptor: its file descriptor, open for writing.
-        num_parts: number of parts, finished or not.
-        bad: number in the storing order -> reason, for images of moved parts that do not decode.
+        descriptor: file descriptor of `images`, open for reading and writing.
+        num_parts: number of all parts, finished or not.
+        bad: images of the moved parts that do not decode: number in the storing order -> reason.
     """
 
     def __init__(self, folder: Path, *, num_images: int):
@@ -118,7 +118,7 @@ class Unfinished:
 
     @property
     def records(self) -> np.ndarray:
-        """Moved images in order, RECORD_DTYPE."""
+        """Images of all moved parts in the storing order, RECORD_DTYPE."""
         return np.concatenate(self._records)
 
     def places(self, number: int) -> range:
@@ -126,23 +126,23 @@ class Unfinished:
         return range(number * PART, min((number + 1) * PART, self._num_images))
 
     def content_path(self, number: int) -> Path:
-        """Return the path of a part's image bytes; the file exists until they are moved."""
+        """Return the path of the file with a part's image bytes. `sync` deletes this file after `move`."""
         return self._folder / f"{number:06d}.images"
 
     def finish_part(self, number: int, rows: list) -> None:
-        """Mark a part as finished, after all of its bytes are in its file.
+        """Mark a part as finished. Call this after all of the part's bytes are in the file `content_path`.
 
         Args:
-            rows: per image [size, crc32, height, width, mode, origin], or the reason why it does not decode.
+            rows: for each image, [size, crc32, height, width, mode, origin] or the reason why it does not decode.
         """
         write_text(self._list_path(number), json.dumps(rows))
 
     def forget(self, number: int) -> None:
-        """Discard a part, so that it is packed again."""
+        """Delete the list of a part, so that the part is packed again."""
         self._list_path(number).unlink(missing_ok=True)
 
     def read_part(self, number: int) -> Part | None:
-        """Return a finished part, or None if its list is missing or damaged or its file is too short."""
+        """Return a finished part. Return None if its list is missing or damaged, or if its images file is too short."""
         content = self.content_path(number)
         try:
             rows = load_json(self._list_path(number))
@@ -153,7 +153,7 @@ class Unfinished:
         return part if part and part.records["size"].sum() <= num_bytes else None
 
     def move(self, number: int, part: Part) -> None:
-        """Move the bytes of the next part in order to their offsets in `images`, unless already done."""
+        """Copy the bytes of a part to `images`, unless an earlier run did. Call this for all parts, in order."""
         part.records["offset"] = self._layout.place(part.records["size"])
         content = self.content_path(number)
         if content.exists():
@@ -167,7 +167,7 @@ class Unfinished:
             self.sync()
 
     def sync(self) -> None:
-        """Flush `images` to disk and delete the files of moved parts."""
+        """Flush `images` to disk, then delete the NUMBER.images files of the moved parts."""
         os.fsync(self.descriptor)
         for content in self._moved:
             content.unlink()
@@ -179,7 +179,7 @@ class Unfinished:
 
 
 def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
-    """Write all bytes; a single system call may write fewer, for example when the disk is nearly full."""
+    """Write all bytes at an offset. A single system call may write only some, for example on a nearly full disk."""
     content = memoryview(content)
     while content:
         written = os.pwrite(descriptor, content, offset)
@@ -189,16 +189,15 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
 
 @contextmanager
 def open_unfinished(dst: Path, settings: dict[str, Any], *, restart: bool) -> Iterator[Unfinished]:
-    """Start or continue the unfinished file of `dst`. If the body raises an error, finished parts are kept.
+    """Open the folder of `dst`'s unfinished .beton, or create it. If the body raises an error, finished parts are kept.
 
     Args:
-        settings: all settings that affect the contents, including `num_images`. An unfinished file with other settings
-            is rejected.
-        restart: discard an unfinished file.
+        settings: all settings that affect the contents, including `num_images`.
+        restart: discard the finished parts of an earlier run instead of continuing.
 
     Raises:
-        ValueError: another process is packing into this file (PackedElsewhere), or the unfinished file has other
-            settings or is from an earlier version.
+        ValueError: another process is packing into `dst` (PackedElsewhere), or the folder was left by a pack with
+            other settings or by an earlier version.
     """
     folder = partial_path(dst)
     if folder.is_file():
@@ -230,18 +229,18 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, restart: bool) -> It
 
 
 def _keep_or_remove(folder: Path, *, is_finished: bool) -> None:
-    """Remove the folder if packing is finished or nothing was packed; otherwise keep it and log how to continue."""
+    """Remove the folder if packing is finished or there is no finished part. Otherwise log how to continue."""
     num_parts = _count_parts(folder)
     if is_finished or not num_parts:
         shutil.rmtree(folder, ignore_errors=True)
         return
     size_gb = sum(path.stat().st_blocks * 512 for path in folder.iterdir()) / 1e9
     kept = f"kept {num_parts} finished parts of up to {PART} images ({size_gb:.2f} GB) in {str(folder)!r}"
-    logger.warning("%s. A rerun with the same files continues. To discard them: %s", kept, discard(folder))
+    logger.warning("%s. Rerun the same command to continue. To discard these parts, run: %s", kept, discard(folder))
 
 
 def discard(folder: Path) -> str:
-    """Return the command that removes the parts of an interrupted pack."""
+    """Return the command that removes the folder of an interrupted pack."""
     return shlex.join(["rm", "-rf", str(folder)])
 
 
@@ -262,13 +261,17 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if different:
         ours, theirs = (", ".join(f"{key} {side[key]!r}" for key in different) for side in (settings, there))
         raise ValueError(
-            f"{str(folder)!r}, left by an interrupted pack, has another source or other settings: {theirs}, but now "
+            f"{str(folder)!r} is from an interrupted pack of another source or with other settings: {theirs}, but now "
             f"{ours}. Pass the same source and settings, or start over: {discard(folder)}"
         )
 
 
 def _locked(folder: Path, dst: Path) -> int:
-    """Create and lock the folder; another run may finish and remove it at any moment."""
+    """Create and lock the folder; return the lock's file descriptor. Another run may remove the folder at any moment.
+
+    Raises:
+        PackedElsewhere: another process still holds the lock after LOCK_PATIENCE_S.
+    """
     deadline = time.monotonic() + LOCK_PATIENCE_S
     path = folder / LOCK
     while True:
@@ -290,7 +293,7 @@ def _locked(folder: Path, dst: Path) -> int:
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 raise PackedElsewhere(
-                    f"another process is packing into {str(dst)!r}. Wait for it, or end it."
+                    f"another process is packing into {str(dst)!r}. Wait until it has finished, or end it."
                 ) from None
         os.close(descriptor)
         time.sleep(0.1)

@@ -1,8 +1,8 @@
-"""Run the worker processes that read and encode images; they always terminate and are reaped.
+"""Run the worker processes that read and encode images. No worker outlives the pack.
 
-FFCV's own writer hangs if a worker raises or is killed, and it cannot continue an interrupted run. Here each worker
-writes complete parts (`parts.py`), and the parent moves them into the file in order. So the file does not depend on
-the number or timing of workers.
+FFCV's own writer hangs if a worker raises an error or is killed, and it cannot continue an interrupted pack. Here each
+worker writes whole parts of 64 images (`parts.py`), and the parent process moves the parts into the final file in
+order. The file's contents therefore do not depend on the number or the timing of workers.
 """
 
 import contextlib
@@ -31,23 +31,23 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Packing:
-    """Data shared by the workers, which are forked, so nothing is copied."""
+    """Inputs of packing. Workers are forked and share them with the parent process, so nothing is copied."""
 
     source: Source
     encoding: Encoding
     order: np.ndarray
-    """Number in the storing order -> number in the source."""
+    """Array that maps an image's number in the storing order to its number in the source."""
     unfinished: Unfinished
     skip_bad: bool
     num_workers: int
 
 
 def store_images(packing: Packing) -> None:
-    """Store all images in the unfinished file; with `skip_bad`, skip undecodable ones.
+    """Store all images in the unfinished file. With `skip_bad`, skip images that do not decode.
 
     Raises:
         ValueError: an image does not decode and `skip_bad` is off.
-        RuntimeError: a worker was killed, a file cannot be read, or the disk is full.
+        RuntimeError: a worker was killed, an image file cannot be read, or the disk is full.
     """
     unfinished = packing.unfinished
     parts = {number: unfinished.read_part(number) for number in range(unfinished.num_parts)}
@@ -74,13 +74,13 @@ def store_images(packing: Packing) -> None:
 def _does_not_decode(packing: Packing, place: int, reason: str) -> ValueError:
     return ValueError(
         f"{packing.source.names[packing.order[place]]!r} does not decode ({reason}). Pass --skip_bad to "
-        "vitkd-ds pack to skip such files and keep the images packed so far. Or fix or remove the file and start over: "
-        f"{discard(packing.unfinished.images.parent)}"
+        "vitkd-ds pack to skip such files and keep the images packed so far. To start over instead, fix or remove the "
+        f"file and run: {discard(packing.unfinished.images.parent)}"
     )
 
 
 def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
-    """Store the pending parts in workers; yield the rows of each part in order."""
+    """Encode and store the pending parts in workers. Yield each part's rows (see `Unfinished.finish_part`) in order."""
     if not pending:
         return
     before = set(active_children())
@@ -100,8 +100,8 @@ def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
         if codes == {-signal.SIGTERM}:
             raise KeyboardInterrupt("SIGTERM") from None  # sent to the whole process group, as Slurm does
         raise RuntimeError(
-            f"a packing worker was killed (exit codes {sorted(codes)}; -9 often means out of memory). Rerun with fewer "
-            "workers."
+            f"a packing worker was killed (exit codes {sorted(codes)}; -9 often means out of memory). Rerun "
+            "`vitkd-ds pack` with fewer --workers."
         ) from error
     finally:
         # Ignore further signals: they would leave workers running, and the interpreter would wait for them at exit.
@@ -114,7 +114,12 @@ def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
 
 @contextlib.contextmanager
 def handled_by(handler: Callable | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
-    """Set a signal handler temporarily. Does nothing outside the main thread, where Python allows no handlers."""
+    """Set a handler for some signals temporarily. Do nothing outside the main thread, where Python allows no handlers.
+
+    Args:
+        handler: handler to set.
+        numbers: signals to handle.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,11 +132,14 @@ def handled_by(handler: Callable | signal.Handlers, *numbers: signal.Signals) ->
 
 
 _packing: Packing
-"""Data of this worker; set only in workers."""
+"""Inputs of packing; set only in worker processes."""
 
 
 def _begin(packing: Packing, parent: int) -> None:
-    """Prepare a worker: it is killed together with its parent and leaves most signals to it."""
+    """Prepare a worker process: it is killed when its parent exits, and it ignores SIGINT and SIGUSR1.
+
+    The parent handles these signals and ends its workers. SIGTERM ends a worker as usual.
+    """
     global _packing
     _packing = packing
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -143,7 +151,7 @@ def _begin(packing: Packing, parent: int) -> None:
 
 
 def _store_part(number: int) -> list:
-    """Encode and store the images of a part in a worker; return its rows (see `Unfinished.finish_part`)."""
+    """Encode and store the images of a part, in a worker. Return the part's rows (see `Unfinished.finish_part`)."""
     unfinished = _packing.unfinished
     rows = []
     unfinished.forget(number)  # an earlier list would describe other bytes
@@ -164,7 +172,11 @@ def _store_part(number: int) -> list:
 
 
 def _load(packing: Packing, index: int) -> Encoded | str:
-    """Return the image, or the reason why it does not decode. Raise RuntimeError if it cannot be read."""
+    """Return the encoded image, or the reason why the file does not decode.
+
+    Raises:
+        RuntimeError: the file cannot be read, or there is not enough memory.
+    """
     name = packing.source.names[index]
     try:
         content = packing.source.read(index)

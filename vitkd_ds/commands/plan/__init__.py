@@ -1,1 +1,1 @@
-"""`vitkd-ds plan`: predict speed, memory and disk use of a run on a cluster. Start reading at `text.py`."""
+"""`vitkd-ds plan`: predict a run's speed, memory use and disk reads on a cluster. Start reading at `text.py`."""

@@ -1,4 +1,4 @@
-"""Collect the inputs of a prediction: measured speeds, model shapes and assumptions, with sources."""
+"""Collect the inputs of a prediction with their sources: measured speeds, model shapes and assumptions."""
 
 import json
 from dataclasses import dataclass, replace
@@ -27,33 +27,33 @@ from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.pair import check_pair
 
 FETCHES = 8
-"""Modules that DeepSpeed enters until the first block starts: ours, patch embedding and its two submodules, three
-identities, and the block."""
+"""Number of modules that DeepSpeed enters until the first block starts: the wrapper around the teacher, the patch
+embedding and its two submodules, three identities, and the block."""
 IMAGENET_IMAGES = 1_281_167
 MEASURED_COST = next(term.cost for term in TERMS.values() if term.cost)
-"""Cost of the only measured term."""
+"""Cost of the only loss term whose speed was measured, ViTKD."""
 ASSUMED_MFU = {"teacher": 0.4, "student": 0.25, "loss": 0.25}
-"""Assumed fraction of the peak for models that were not measured.
+"""Assumed fraction of the GPU's peak for models and losses that were not measured.
 
-Measured teachers reach 27 to 46 % (C1 to C3) and measured students 10 to 36 % (C4 to C6); larger models reach more. The
-only measured loss is ViTKD."""
+Measured teachers reach 27 to 46 % (rows C1 to C3) and measured students 10 to 36 % (rows C4 to C6). Larger models reach
+a higher fraction. ViTKD is the only measured loss."""
 
 
 @dataclass(frozen=True)
 class TrainImages:
-    """Size of the training set."""
+    """Number and mean size of the training images."""
 
     num_images: int
     bytes_per_image: float
-    """Mean size of the stored images."""
+    """Mean size of the stored images, in bytes."""
     name: str
-    """Path of the .beton that was counted, else ImageNet-1k."""
+    """Path of the .beton whose images were counted, or the name of the assumed data set."""
     bytes_source: str
-    """Source of `bytes_per_image`."""
+    """Text that tells where `bytes_per_image` is from."""
 
 
 def train_images(run: Run) -> TrainImages:
-    """Count the images of data.train if it is an existing .beton; otherwise assume ImageNet-1k.
+    """Return number and size of the training images. If data.train is not an existing .beton, assume ImageNet-1k.
 
     Raises:
         ValueError: the .beton is invalid or does not fit the run.
@@ -68,7 +68,7 @@ def train_images(run: Run) -> TrainImages:
 
 
 def inputs_of(run: Run, hardware: Hardware) -> Inputs:
-    """Return all inputs of a prediction. Raise ValueError for a model without blocks or an fp32 student."""
+    """Return all inputs of a prediction. Raise ValueError if the student has no blocks or its ds_config sets fp32."""
     zero = _ds_config(run.ds_config)["zero_optimization"]
     if not is_bf16(_ds_config(run.ds_config)):
         raise ValueError(f"plan supports only bf16 students, but {run.ds_config} sets fp32. Remove --ds_config.")
@@ -130,7 +130,7 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
 
 
 def _host_seconds(num_gathered: int) -> tuple[float, float]:
-    """Return the seconds per micro-batch of launches not hidden by GPU work, and of hooks of the gathered modules."""
+    """Return two times per micro-batch in seconds: launches not hidden by GPU work, and hooks of gathered modules."""
     # The step takes longer than its separately measured components because of the update, launches and hooks.
     beyond_s = known.STEP_IMAGES * (known.STEP.seconds - sum(part.seconds for part in known.STEP_PARTS))
     beyond_s -= known.UPDATE_MS / 1e3
@@ -141,7 +141,7 @@ def _host_seconds(num_gathered: int) -> tuple[float, float]:
 
 
 def _others_cost(run: Run, pairs: dict[str, Any]) -> tuple[float, float]:
-    """Return FLOPs and bytes per image of the active terms without a measured speed."""
+    """Return FLOPs and bytes per image of all terms in `_others`."""
     costs = [
         term_cost(term, pairs[teacher_of(term, pairs)], num_classes=run.data.num_classes)
         for term in _others(run).values()
@@ -150,17 +150,17 @@ def _others_cost(run: Run, pairs: dict[str, Any]) -> tuple[float, float]:
 
 
 def _measured(run: Run) -> dict[str, Term]:
-    """Return the measured term by name if it is active, else {}."""
+    """Return {name: term} for ViTKD, the only term with a measured speed, if it is active; otherwise {}."""
     return {name: term for name, term in run.losses.active().items() if term.cost}
 
 
 def _others(run: Run) -> dict[str, Term]:
-    """Return the active terms on tokens that were not measured. Terms on logits are negligible."""
+    """Return the active terms that compare tokens and have no measured speed. Terms on logits take negligible time."""
     return {name: term for name, term in run.losses.active().items() if term.needs.tokens and not term.cost}
 
 
 def _models(run: Run) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """Return student and teachers on the meta device. Raise ValueError if the student has no blocks."""
+    """Build the student and the teachers on the meta device. Raise ValueError if the student has no blocks."""
     with torch.device("meta"):
         student = build_student(replace(run.student, init=""), run.data)
         teachers = {}
@@ -177,10 +177,13 @@ def _models(run: Run) -> tuple[nn.Module, dict[str, nn.Module]]:
 def _rate(
     role: str, config: Any, model: nn.Module, size: int, rates: dict[str, Rate], hardware: Hardware
 ) -> tuple[Rate, str]:
-    """Return a model's speed and its source.
+    """Return a model's speed, and a text that tells where the speed is from.
 
-    The speed is the measured one if there is one for exactly this model at 224 px on this GPU. Otherwise it follows
-    from the counted operations and an assumed fraction of the peak.
+    If this model was measured with 224-px images on this kind of GPU, return the measured speed. Otherwise compute the
+    speed from the model's counted operations and an assumed fraction of the GPU's peak.
+
+    Args:
+        rates: measured speeds by architecture.
     """
     name = config.model.partition(".")[0]
     if name in rates and not config.model_args and size == 224 and hardware.is_measured:
@@ -188,25 +191,30 @@ def _rate(
     flops = forward_flops(model, size) * (3 if role == "student" else 1)
     part = ASSUMED_MFU[role]
     peak = hardware.peak_tflops
-    source = f"assumed: {part:.0%} of {peak:g} TFLOP/s, for {flops / 1e9:,.1f} GFLOP per image, counted"
+    source = f"assumed: {part:.0%} of {peak:g} TFLOP/s; counted: {flops / 1e9:,.1f} GFLOP per image"
     return Rate("", part * peak * 1e12 / flops), source
 
 
 def _gathered_modules(teacher: nn.Module) -> list[nn.Module]:
-    """Return the modules of a sharded teacher that are gathered in one collective each.
+    """Return the modules of a sharded teacher whose weights are gathered with one collective per module.
 
-    These are its blocks, or for a model without blocks all modules with direct parameters.
+    These are the teacher's blocks. In a model without blocks, they are all modules that own parameters directly.
     """
     has_own = (module for module in teacher.modules() if any(True for _ in module.parameters(recurse=False)))
     return [*getattr(teacher, "blocks", has_own)]
 
 
 def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: str) -> int:
-    """Return the maximum number of a partitioned teacher's parameters on a GPU, given its DeepSpeed file.
+    """Return an upper bound on the gathered parameters of a partitioned teacher on one GPU.
 
-    The host may run ahead of the GPU by as many blocks as `Pace` allows, or by a whole teacher without blocks. In
-    addition, DeepSpeed prefetches one bucket for each module that it enters, up to its limit on live parameters plus
-    one block. It has entered FETCHES modules when the first block starts.
+    The host may gather as many blocks ahead of the GPU as `vitkd_ds.engine.teacher.Pace` allows, or a whole teacher if
+    it has no blocks. In addition, DeepSpeed prefetches one bucket for each module that it enters. The prefetched
+    parameters are at most its limit on live parameters plus one block. When the first block starts, DeepSpeed has
+    entered FETCHES modules.
+
+    Args:
+        gathered: modules returned by `_gathered_modules`.
+        placement: shard or offload; selects the teacher's DeepSpeed file.
     """
     whole = num_parameters(teacher)
     largest = max(num_parameters(module) for module in gathered)
@@ -224,15 +232,15 @@ def _ds_config(path: str) -> dict[str, Any]:
 
 
 def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImages) -> list[tuple[str, str, str]]:
-    """Return a row per input: its name, value and source (measured, counted or assumed)."""
-    again = ", x 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
-    here = "" if hardware.is_measured else ", and on this GPU"
+    """Return one row per input: name, value, and a text that tells whether it was measured, counted or assumed."""
+    again = "; time multiplied by 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
+    here = "" if hardware.is_measured else " and on this GPU"
     hosts = f"rows {known.HOST_ROWS} (assumed equal for all model pairs{here})"
     parts = ", ".join(part.row for part in known.STEP_PARTS)
     step = f"measured, row {known.STEP.row}"
-    host = f"{step}, minus {parts} and the update, x {known.FLAT_BACKWARD:.2f}, {hosts}"
-    update = f"{step}: the update, x {known.FLAT_UPDATE:.2f}, {hosts}"
-    shard = f"measured, rows {known.SHARD.row} and {known.REPLICA.row}, scaled by blocks and {hosts}"
+    host = f"{step}, minus rows {parts} and the update; multiplied by {known.FLAT_BACKWARD:.2f} from {hosts}"
+    update = f"{step}, only the update; multiplied by {known.FLAT_UPDATE:.2f} from {hosts}"
+    shard = f"measured, row {known.SHARD.row} minus row {known.REPLICA.row}; scaled by the number of blocks and {hosts}"
     kept = f"counted: {shapes.BLOCK_BYTES_PER_TOKEN} bytes per token and unit of width, and the losses' tensors"
     links = f"{hardware.nvlink_gb_per_s:g} / {hardware.network_gb_per_s:g} / {hardware.pcie_gb_per_s:g} GB/s"
     rates = "assumed" if isinstance(hardware, known.Cpu) else known.SOURCE
@@ -244,7 +252,7 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImage
         ("  on a GPU, offloaded", f"{inputs.offloaded_params:,}", "counted, upper bound"),
     ]
     # A student compiled as a whole yields all gradients at the end of backward, so nothing overlaps.
-    beside = "nothing" if inputs.is_compiled else f"{BACKWARD_PART:.0%} of student and loss"
+    beside = "nothing" if inputs.is_compiled else f"{BACKWARD_PART:.0%} of student and loss time"
     return [
         *([("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", inputs.teacher_source)] if run.teachers else []),
         ("student", f"{1 / inputs.student_s:,.0f} images/s", inputs.student_source + again),
@@ -267,14 +275,16 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImage
 
 
 def _loss_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, str, str]]:
-    measured = others = "none", "counted: its weight is 0"
-    limit = "memory" if isinstance(hardware, known.Cpu) else "peak"
+    measured = others = "none", "counted: no such loss has a weight above 0"
+    limit = "memory bandwidth" if isinstance(hardware, known.Cpu) else "peak"
     if measured_s := inputs.loss_s - inputs.others_s:
-        source = f"measured, row {known.LOSS.row}, scaled by the width squared and the {limit} of this GPU (assumed)"
+        source = (
+            f"measured, row {known.LOSS.row}; scaled by the teacher's width squared and the GPU's {limit} (assumed)"
+        )
         measured = f"{1 / measured_s:,.0f} images/s", source
     if names := ", ".join(_others(run)):
         part = ASSUMED_MFU["loss"]
         gflops = inputs.others_s * ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e3
-        source = f"assumed: {part:.0%} of {hardware.peak_tflops:g} TFLOP/s, for {gflops:.2f} GFLOP of {names}, counted"
+        source = f"assumed: {part:.0%} of {hardware.peak_tflops:g} TFLOP/s; counted: {gflops:.2f} GFLOP for {names}"
         others = f"{1e6 * inputs.others_s:.1f} us per image", source
     return [(f"{MEASURED_COST.title} loss", *measured), ("other losses on tokens", *others)]

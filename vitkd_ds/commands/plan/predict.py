@@ -1,16 +1,17 @@
 """Analytical model of a run on a cluster: time, communicated bytes and memory of a step.
 
-Its inputs are speeds measured on one GPU and data sheets. One micro-batch of m images takes
+Its inputs are speeds measured on one GPU and figures from data sheets. One micro-batch of m images takes
 
     m (teacher + student + loss) + host + exposed communication
 
-where `host` is the fixed time of launches and hooks: the measured step minus its update and minus the three components
-measured separately. Exposed communication does not overlap with computation. A step is k micro-batches, the update, and
-one gather of the updated weights.
+where `teacher`, `student` and `loss` are times per image, and `host` is the fixed time of launches and hooks. `host`
+is the time of a measured step minus its update and minus these three components, which were measured separately.
+Exposed communication is the part that does not overlap with computation. A step consists of k micro-batches, the
+update, and one gather of the updated weights.
 
-For S bytes over N ranks in a ring, DeepSpeed 0.19.8 sends 2 (N-1)/N S per all-reduce and (N-1)/N S per gather. ZeRO-2
-all-reduces the fp32 gradients of every micro-batch, even with `reduce_scatter`, and each rank keeps its partition. The
-bf16 weights are gathered once per step, a sharded teacher once per micro-batch.
+For S bytes over N ranks in a ring, DeepSpeed 0.19.8 sends 2 (N-1)/N S bytes per all-reduce and (N-1)/N S bytes per
+gather. ZeRO-2 all-reduces the fp32 gradients of every micro-batch, even with `reduce_scatter`, and each rank keeps its
+partition. The student's bf16 weights are gathered once per step, a sharded teacher's weights once per micro-batch.
 """
 
 import math
@@ -19,13 +20,14 @@ from dataclasses import dataclass
 from vitkd_ds.commands.plan.hardware import Hardware
 
 EFFICIENCY = 0.7
-"""Fraction of a link's rate that a large collective reaches; assumed."""
+"""Assumed fraction of a link's rate that a large collective reaches."""
 LATENCY_S = 30e-6
-"""Start-up seconds of a collective; assumed."""
+"""Assumed start-up time of a collective, in seconds."""
 BACKWARD_PART = 2 / 3
-"""Backward's fraction of the time of student and loss; uncompiled, reductions overlap with it (`overlap_comm`)."""
+"""Fraction of the student's and the loss's time that backward takes. Without compilation, gradient reductions overlap
+with backward (`overlap_comm`)."""
 CONTEXT_BYTES = 1.5 * 2**30
-"""CUDA context, NCCL's buffers and fragmentation, bytes; assumed."""
+"""Assumed bytes for the CUDA context, NCCL's buffers and fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -33,45 +35,45 @@ class Inputs:
     """Inputs of a prediction, for one recipe on one kind of GPU."""
 
     teacher_s: float
-    """Seconds per image, as for student_s and loss_s."""
+    """Time of all teachers per image, in seconds. student_s and loss_s are the times of the student and the losses."""
     student_s: float
     loss_s: float
     others_s: float
-    """Seconds in loss_s for terms on tokens other than ViTKD."""
+    """Time per image of the loss terms that compare tokens, except ViTKD, in seconds; included in loss_s."""
     host_s: float
-    """Fixed seconds per micro-batch."""
+    """Fixed time per micro-batch, in seconds."""
     update_s: float
-    """Fixed seconds per step: norm, clipping, optimizer."""
+    """Fixed time per step for gradient norm, clipping and optimizer, in seconds."""
     shard_host_s: float
-    """Extra seconds per micro-batch for the hooks of a sharded or offloaded teacher."""
+    """Additional time per micro-batch for the hooks of a sharded or offloaded teacher, in seconds."""
     flops: float
-    """Floating-point operations per image in a step."""
+    """Floating-point operations of a training step per image."""
     trained_params: int
     teacher_params: int
     gathers: int
-    """Collectives per forward of a sharded teacher: one per block and one for the other weights."""
+    """Collectives in one forward of all sharded teachers: one per block, and one per teacher for the other weights."""
     gathered_params: int
-    """Maximum number of parameters of a sharded teacher on a GPU: in use or prefetched."""
+    """Maximum number of gathered parameters, in use or prefetched, of a sharded teacher on a GPU."""
     offloaded_params: int
-    """Maximum number of parameters of an offloaded teacher on a GPU."""
+    """Maximum number of gathered parameters of an offloaded teacher on a GPU."""
     activation_bytes: float
     """Bytes that student and losses keep for backward, per image."""
     image_bytes: float
-    """Bytes per input image, over all copies that exist at the same time."""
+    """Bytes per input image, including all copies that exist at the same time."""
     is_compiled: bool
-    """Whether the student is compiled as a whole; then all gradients arrive at the end of backward."""
+    """Whether the student is compiled as a whole. If so, all its gradients arrive at the end of backward."""
     state_bytes: int
     """Bytes of optimizer state and moving average, over all ranks."""
     bucket_elements: int
     """DeepSpeed's reduce_bucket_size."""
     teacher_source: str = ""
-    """Source of teacher_s: a measured row, or an assumed fraction of the peak."""
+    """Text that tells where teacher_s is from: a row of benchmarks/RESULTS.md, or an assumed fraction of the peak."""
     student_source: str = ""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Distribution of a step over the GPUs."""
+    """Distribution of a training step over the GPUs."""
 
     nodes: int
     gpus_per_node: int
@@ -79,7 +81,7 @@ class Layout:
     accumulation: int
     """Micro-batches per step and rank."""
     placement: str
-    """Placement of the teachers: replica, shard or offload."""
+    """Placement of all teachers: replica, shard or offload."""
 
     @property
     def ranks(self) -> int:
@@ -88,13 +90,20 @@ class Layout:
 
 
 def link_bytes_per_s(hardware: Hardware, *, nodes: int, gpus_per_node: int) -> float:
-    """Return the rate of a ring, bytes/s: NVLink, or all network cards of a node together if slower."""
+    """Return the rate of a ring over all GPUs, in bytes/s.
+
+    On one node, NVLink determines the rate. On several nodes, it is the rate of NVLink or of all network cards of a
+    node together, whichever is lower.
+    """
     between = hardware.network_gb_per_s * gpus_per_node if nodes > 1 else math.inf
     return EFFICIENCY * min(hardware.nvlink_gb_per_s, between) * 1e9
 
 
 def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) -> dict[str, float]:
-    """Return the bytes that each rank sends in a step; `benchmarks/scaling.py` compares them with network counters."""
+    """Return the bytes that each rank sends in a step, by purpose.
+
+    `benchmarks/scaling.py` compares these numbers with network counters.
+    """
     part = (layout.ranks - 1) / layout.ranks
     teacher = 0 if layout.placement == "replica" else part * 2 * teacher_params
     return {
@@ -105,12 +114,18 @@ def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) 
 
 
 def copied_bytes(layout: Layout, *, teacher_params: int) -> float:
-    """Return the bytes that each rank copies from CPU memory in a step: its shard of an offloaded teacher."""
+    """Return the bytes that each rank copies from CPU memory in a step.
+
+    With placement "offload", this is the rank's shard of the teacher for each micro-batch; otherwise it is 0.
+    """
     return layout.accumulation * 2 * teacher_params / layout.ranks if layout.placement == "offload" else 0
 
 
 def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, float]:
-    """Return the seconds of each component of a step; for the last three, only time not hidden by computation."""
+    """Return the time of each component of a step, in seconds.
+
+    The last three components are communication. Their times include only the part that computation does not hide.
+    """
     k, m = layout.accumulation, layout.micro_batch
     is_alone = layout.ranks == 1
     sent = bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
@@ -144,7 +159,7 @@ def images_per_s(inputs: Inputs, layout: Layout, hardware: Hardware) -> float:
 
 
 def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
-    """Return the device memory of one rank, in bytes by purpose."""
+    """Return the device memory of one rank in bytes, by purpose."""
     trained = inputs.trained_params
     whole = 2 * inputs.teacher_params
     is_alone = layout.ranks == 1

@@ -1,4 +1,4 @@
-"""Text of `vitkd-ds plan`: prediction for a recipe and cluster, and every input with its source."""
+"""Text of `vitkd-ds plan`: the prediction for a recipe on a cluster, and every input with its source."""
 
 import math
 from dataclasses import replace
@@ -13,21 +13,24 @@ from vitkd_ds.data.order import steps_per_epoch
 from vitkd_ds.train.schedule import make_schedule, split_batch
 
 OF_A_TEACHER = {"teacher", "gathers"}
-"""Components of a step that a run without a teacher lacks."""
+"""Components of a step that do not exist without a teacher."""
 FULL = 0.9
-"""Fraction of a GPU's memory that a layout may use."""
+"""Maximum fraction of a GPU's memory that a run may use."""
 
 
 def plan_text(run: Run, *, nodes: int, gpus: int | None = None, hardware: str = "h100") -> str:
-    """Return the prediction for a run as text. The run need not be trainable on this machine.
+    """Return the prediction for a run as text. This machine need not be able to train the run.
 
     Args:
+        run: settings of the run.
         nodes: number of machines.
-        gpus: GPUs per machine, or with hardware "cpu" processes on this machine; None means 8 GPUs or 1 process.
-        hardware: kind of GPU, or "cpu".
+        gpus: number of GPUs per machine; None means 8. With hardware "cpu", it is the number of processes per machine,
+            and None means 1.
+        hardware: kind of GPU, a key of `vitkd_ds.commands.plan.hardware.HARDWARE`, or "cpu" for this machine's CPU.
 
     Raises:
-        ValueError: the hardware is unknown, a model has no blocks, or the GPUs cannot divide the global batch.
+        ValueError: the hardware is unknown, the student has no blocks, or the global batch is not divisible by the
+            number of GPUs.
     """
     if gpus is None:
         gpus = 1 if hardware == "cpu" else 8
@@ -55,7 +58,7 @@ def _layout(run: Run, nodes: int, gpus: int) -> Layout:
     if len(placements) > 1:
         raise ValueError(
             f"plan needs one placement of all teachers, got {' and '.join(sorted(placements))}. Set "
-            f"{' '.join(f'--{role_of(name)}.placement' for name in run.teachers)} to the same one."
+            f"{' '.join(f'--{role_of(name)}.placement' for name in run.teachers)} to the same value."
         )
     return Layout(nodes, gpus, split.micro_batch_size, split.accumulation_steps, placements.pop())
 
@@ -65,8 +68,8 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     total = sum(seconds.values())
     speed = predict.images_per_s(inputs, layout, hardware)
     sent = predict.bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
-    what = {"gradients": "reduction", "weights": "gather", "gathers": "of the teacher's weights"}
-    left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB per GPU, time not hidden by computation" for part in sent}
+    what = {"gradients": "reduction", "weights": "gather after the update", "gathers": "of the teacher's weights"}
+    left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB per GPU; time not hidden by computation" for part in sent}
     if copied := predict.copied_bytes(layout, teacher_params=inputs.teacher_params):
         left["gathers"] += f", with {copied / 1e6:,.0f} MB from CPU memory"
     parts = seconds if run.teachers else {part: seconds[part] for part in seconds if part not in OF_A_TEACHER}
@@ -80,9 +83,13 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     shown = f"{tflops:.0f}" if tflops >= 1 else f"{tflops:.2g}"
     rows = [
         ("images/s", f"{speed:,.0f}", f"{speed / layout.ranks:,.0f} per GPU"),
-        ("step", f"{1e3 * total:.1f} ms", f"{layout.micro_batch} images x {layout.accumulation} per GPU"),
+        (
+            "step",
+            f"{1e3 * total:.1f} ms",
+            f"micro-batches of {layout.micro_batch} images, {layout.accumulation} per GPU",
+        ),
         *((f"  {part}", f"{1e3 * part_s:.1f} ms", left.get(part, "")) for part, part_s in parts.items()),
-        ("TFLOP/s per GPU", shown, f"MFU {tflops / hardware.peak_tflops:.1%} of {hardware.peak_tflops:g}"),
+        ("TFLOP/s per GPU", shown, f"MFU {tflops / hardware.peak_tflops:.1%}, peak {hardware.peak_tflops:g} TFLOP/s"),
         (length, _duration(schedule.total_steps * total), about),
     ]
     return _section("speed", rows)
@@ -100,7 +107,7 @@ def _memory(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     gib = sum(parts.values()) / 2**30
     rows = [(name, f"{size / 2**30:.2f} GiB", "") for name, size in parts.items() if size]
     fits = "fits" if gib <= FULL * hardware.memory_gib else "DOES NOT FIT"
-    return _section("memory per GPU", [*rows, ("total", f"{gib:.1f} GiB", f"of {hardware.memory_gib:g}: {fits}")])
+    return _section("memory per GPU", [*rows, ("total", f"{gib:.1f} GiB", f"of {hardware.memory_gib:g} GiB: {fits}")])
 
 
 def _per_node(inputs: Inputs, layout: Layout, hardware: Hardware, images: TrainImages) -> str:
@@ -108,7 +115,7 @@ def _per_node(inputs: Inputs, layout: Layout, hardware: Hardware, images: TrainI
     cores = speed * LOADER.seconds
     gigabytes = images.num_images * images.bytes_per_image / 1e9
     size = f"{gigabytes:.0f}" if gigabytes >= 10 else f"{gigabytes:.2g}"
-    about = f"until the file is cached in memory ({size} GB)"
+    about = f"until the file ({size} GB) is cached in memory"
     rows = [
         ("loader cores", f"{cores:.0f}", f"{cores / layout.gpus_per_node:.1f} per GPU"),
         ("disk", f"{speed * images.bytes_per_image / 1e6:,.0f} MB/s", about),
@@ -130,9 +137,9 @@ def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     text = "no placement fits: lower --micro_batch_size_per_gpu or pass --student.checkpoint_activations=true"
     if fitting:
         best = min(fitting, key=lambda placement: (seconds[placement], gib[placement]))
-        slower = f"{seconds['shard'] / seconds['replica'] - 1:.1%} longer"
-        text = f"--teacher.placement={best} is the fastest that fits; a shard takes {slower} than a replica and "
-        text += f"{gib['shard'] - gib['replica']:+.1f} GiB of memory"
+        slower = f"{seconds['shard'] / seconds['replica'] - 1:+.1%}"
+        text = f"--teacher.placement={best} is the fastest that fits. Relative to a replica, a shard changes "
+        text += f"the step time by {slower} and the memory by {gib['shard'] - gib['replica']:+.1f} GiB."
     return _section("teacher placement", rows, text)
 
 

@@ -1,7 +1,7 @@
-"""HTML report on runs, finished or still training: one file without external resources.
+"""HTML report on runs that are finished or still training: one file without external resources.
 
-A report trains and evaluates nothing. It reads the predictions that the newest evaluation of each run has stored, so it
-takes seconds, works during training, and agrees with metrics.jsonl.
+A report trains and evaluates nothing. It reads the predictions that each run stored at its newest evaluation. It
+therefore takes seconds, works during training, and agrees with metrics.jsonl.
 """
 
 from pathlib import Path
@@ -13,14 +13,15 @@ NAME = "report.html"
 
 
 def report(*runs: str, out: str = "") -> Path:
-    """Write a report on the first run, compared with the others; return its path.
+    """Write a report that compares the first run with the other runs; return the path of the report.
 
     Args:
-        out: file to write, replacing any; "" writes report.html in the first folder.
+        runs: run folders.
+        out: path of the HTML file; an existing file is replaced. "" means report.html in the first run folder.
 
     Raises:
-        ValueError: a folder is not a run, is given twice or has a damaged file, or `out` is not an .html file in an
-            existing folder.
+        ValueError: a folder is not a run folder, is given twice or contains a damaged file; or `out` does not end in
+            .html or its folder does not exist.
     """
     path = Path(out) if out else Path(runs[0]) / NAME
     if path.suffix != ".html":

@@ -8,23 +8,26 @@ import numpy as np
 from vitkd_ds.config.run_folder import PREDICTIONS, read_json
 
 MOST_CLASSES = 25
-"""Maximum number of rows of a confusion matrix; with more classes, it shows the most confused ones."""
+"""Maximum number of classes in a confusion matrix. If a run has more, those confused most often are shown."""
 OUTCOMES = {
     "teacher": "only the teacher is right",
     "student": "only the student is right",
     "neither": "neither is right",
 }
-"""Kinds of disagreement between student and teacher."""
+"""Kinds of disagreement between student and teacher: name -> label in the report."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions of an evaluation, one element per image: int64 class indices, and probabilities from 0 to 1."""
+    """Predictions of one evaluation.
+
+    Each array has one element per image. Labels and predictions are int64 class indices.
+    """
 
     step: int
     classes: list[str]
     image: np.ndarray
-    """Number of the image in its file."""
+    """Number of each image in the file of validation images."""
     label: np.ndarray
     student: np.ndarray
     student_probability: np.ndarray
@@ -32,11 +35,11 @@ class Answers:
     teacher_probability: np.ndarray | None
 
     def right(self, role: str = "student") -> np.ndarray:
-        """Return for each image whether the student (or the teacher) is right."""
+        """Return for each image whether the prediction of a role, "student" or "teacher", is right."""
         return getattr(self, role) == self.label
 
     def disagreements(self) -> dict[str, np.ndarray]:
-        """Return the rows of images where the models disagree, by outcome."""
+        """Return the rows of images where student and teacher disagree, for each key of OUTCOMES."""
         differ = self.student != self.teacher
         student = self.right()
         teacher = self.right("teacher")
@@ -44,10 +47,11 @@ class Answers:
         return {outcome: is_so.nonzero()[0] for outcome, is_so in zip(OUTCOMES, found)}
 
     def confusion(self) -> tuple[list[int], np.ndarray]:
-        """Return the labels shown and the student's confusion matrix.
+        """Return the labels to show, and the student's confusion matrix for these labels.
 
-        Labels are all, or those confused most often. The matrix [labels, labels + 1] counts images by true label (row)
-        and prediction (column); the last column stands for all other classes.
+        With up to MOST_CLASSES classes, all labels are shown; otherwise those confused most often. The matrix has one
+        row per true label and one column per predicted label, and counts images. Its last, additional column counts
+        predictions of labels that are not shown.
         """
         count = len(self.classes)
         shown = sorted(_most_confused(self.label, self.student)) if count > MOST_CLASSES else [*range(count)]
@@ -59,7 +63,10 @@ class Answers:
 
 
 def _most_confused(labels: np.ndarray, answers: np.ndarray) -> list[int]:
-    """Return MOST_CLASSES labels: first from the pairs confused most often, in either direction, then others."""
+    """Return MOST_CLASSES labels, starting with the pairs of labels that are confused most often.
+
+    Confusions in both directions count for the same pair. If too few labels are confused, other labels follow.
+    """
     wrong = labels != answers
     pairs = np.sort(np.stack([labels[wrong], answers[wrong]], axis=1), axis=1)
     pairs, counts = np.unique(pairs, axis=0, return_counts=True)
@@ -70,7 +77,9 @@ def _most_confused(labels: np.ndarray, answers: np.ndarray) -> list[int]:
 
 
 def read_answers(folder: Path) -> Answers | None:
-    """Read the predictions of a run's newest evaluation; None if there is no file, as in a run without classes.
+    """Read the predictions of a run's newest evaluation. Return None if the run has not stored any.
+
+    A run without classes never stores predictions.
 
     Raises:
         ValueError: the file is damaged.
@@ -101,6 +110,6 @@ def _check(file: Path, classes: list[str], numbers: dict[str, np.ndarray], parts
 
 
 def are_comparable(own: Answers, other: Answers) -> bool:
-    """Return whether two evaluations have the same images and classes."""
+    """Return whether two evaluations have the same classes, image numbers and labels."""
     same = own.classes == other.classes and len(own.image) == len(other.image)
     return same and bool((own.image == other.image).all() and (own.label == other.label).all())

@@ -1,4 +1,4 @@
-"""Accuracy of student and teacher per class, difference to another run, and confusion matrix."""
+"""Accuracy of student and teacher per class, difference to another run per class, and confusion matrix."""
 
 from typing import Any
 
@@ -9,11 +9,14 @@ from vitkd_ds.commands.report.answers import Answers
 from vitkd_ds.train.statistics import paired_interval, wilson_interval
 
 MOST_BARS = 8
-"""Maximum number of classes in each list: largest gains and largest losses."""
+"""Maximum number of classes in the list of largest gains, and in the list of largest losses."""
 
 
 def per_class(own: Answers, other: Result | None, other_answers: Answers | None) -> dict[str, Any]:
-    """Return a row per class with images; with another run, also the classes with the largest differences."""
+    """Return a row for each class that has images, and the confusion matrix, in the form that page.html reads.
+
+    If another run is given, also return the difference to it and the classes with the largest differences.
+    """
     heads = ["class", "images", "student top-1 %", "95 % interval"]
     if own.teacher is not None:
         heads += ["teacher top-1 %", "agreement %"]
@@ -56,7 +59,16 @@ def _rows(own: Answers, other: Answers | None) -> list[dict[str, Any]]:
 
 
 def difference(right: np.ndarray, by_other: np.ndarray) -> dict[str, float]:
-    """Count images that only one of two models gets right; return the difference in points and its interval."""
+    """Return the difference in accuracy between two models on the same images, with its 95 % interval, in points.
+
+    Args:
+        right: for each image, whether the first model is right.
+        by_other: for each image, whether the second model is right.
+
+    Returns:
+        `points`, `low` and `high`: the difference and its interval. `gained` and `lost`: numbers of images that only
+        the first model and only the second model gets right.
+    """
     gained = int((right & ~by_other).sum())
     lost = int((by_other & ~right).sum())
     low, high = paired_interval(len(right), gained, lost)
@@ -65,7 +77,7 @@ def difference(right: np.ndarray, by_other: np.ndarray) -> dict[str, float]:
 
 
 def _confusion(own: Answers) -> dict[str, Any]:
-    """Return the student's confusion matrix in images, with a row per true class."""
+    """Return the student's confusion matrix with class names, in the form that page.html reads."""
     labels, counts = own.confusion()
     is_whole = len(labels) == len(own.classes)
     names = [own.classes[label] for label in labels]

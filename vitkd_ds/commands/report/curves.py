@@ -1,4 +1,4 @@
-"""Data of the charts: points, healthy ranges, and events such as restarts."""
+"""Data of the charts in a report: points, healthy ranges, and events such as restarts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,12 +14,13 @@ from vitkd_ds.train.health import MOST_OF_TOTAL, parts_of_total
 from vitkd_ds.train.schedule import loss_weights_at
 
 MOST_POINTS = 1000
-"""Maximum number of points of a curve. A longer curve keeps the lowest and highest logged point of each interval."""
+"""Maximum number of points of a curve. See `thinned` for longer curves."""
 MOST_MEANS = 100
-"""Number of intervals of a long curve; their means are drawn over its points."""
+"""Number of intervals into which a curve is divided for means. The means are drawn only if the curve has more than two
+points per interval."""
 CHARTS = {PREFIX + name: (metric.chart, metric.unit) for name, metric in VAL_METRICS.items() if metric.chart}
 CHARTS |= {"total": ("Total loss", "")}
-"""Metric -> title and unit, for charts before the loss terms."""
+"""Metric -> title and unit of its chart. These charts come before the charts of the loss terms."""
 MORE_CHARTS = {
     "grad_norm": ("Gradient norm before clipping", ""),
     "lr": ("Learning rate", ""),
@@ -30,29 +31,29 @@ MORE_CHARTS = {
     "images_skipped": ("Images skipped since the start", ""),
     "val_images_skipped": ("Validation images skipped", ""),
 }
-"""Metric -> title and unit, for charts after the loss terms."""
+"""Metric -> title and unit of its chart. These charts come after the charts of the loss terms."""
 NO_TERMS = {"step", "epoch", "s_per_step", "tflops", *CHARTS, *MORE_CHARTS}
-"""Keys of a training line that are not loss terms."""
+"""Keys of a training line in metrics.jsonl that are not loss terms."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Curve of one run in a chart."""
+    """One curve in a chart."""
 
     run: int
-    """Number of the run on the page."""
+    """Index of the curve's run among the runs of the report."""
     name: str
     steps: list[int]
     values: list[float]
     mean_steps: list[float]
     means: list[float]
-    """For a long curve, mean step and mean value of each interval; otherwise empty."""
+    """Mean value of each interval. Both lists of means are empty if the curve is short (see MOST_MEANS)."""
     dash: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Chart of one metric over the steps."""
+    """Chart of one metric over the training steps."""
 
     key: str
     title: str
@@ -60,12 +61,12 @@ class Chart:
     series: list[Series] = field(default_factory=list)
     note: str = ""
     zone: tuple[float | None, float | None] | None = None
-    """Healthy range; None means unbounded."""
+    """Lower and upper end of the healthy range, which is shaded; an end of None is unbounded."""
     is_log: bool = False
 
 
 def charts_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return the charts with at least one point, in the form that page.js reads."""
+    """Return all charts that have at least one point, in the form that page.js reads."""
     terms = dict.fromkeys(
         key
         for result in results
@@ -105,14 +106,18 @@ def _drawn(number: int, name: str, points: Sequence[tuple[int, float]], *, dash:
 
 
 def means_of(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """Divide the points evenly into MOST_MEANS intervals, and return the mean step and mean value of each."""
+    """Divide the points into MOST_MEANS intervals, and return the mean step and mean value of each interval."""
     ends = [i * len(points) // MOST_MEANS for i in range(MOST_MEANS + 1)]
     stretches = (points[first:end] for first, end in zip(ends, ends[1:]))
     return [tuple(float(f"{fmean(each):.6g}") for each in zip(*stretch)) for stretch in stretches]
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """Reduce points, ordered by step, to at most MOST_POINTS: the lowest and highest of each interval, and the last."""
+    """Return at most MOST_POINTS of the points, which are ordered by step.
+
+    If there are more, divide them into intervals, and keep the lowest and highest point of each interval and the last
+    point of the curve.
+    """
     if len(points) <= MOST_POINTS:
         return points
     stretches = (MOST_POINTS - 1) // 2
@@ -127,13 +132,13 @@ def _clipping(result: Result) -> dict[str, Any]:
     most = result.config["run"].get("optim", {}).get("clip_grad_norm")
     if not isinstance(most, int | float) or not most:
         return {}
-    return {"zone": (None, float(most)), "note": f"shaded: not clipped, up to {most:g} (optim.clip_grad_norm)"}
+    return {"zone": (None, float(most)), "note": f"shaded: up to {most:g} (optim.clip_grad_norm), not clipped"}
 
 
 def _shares(result: Result) -> Chart | None:
-    """Return a chart of each weighted term's percentage of the total loss of a run.
+    """Return a chart of each weighted loss term as a percentage of the run's total loss.
 
-    Return None if there is only one term or the settings are from an incompatible version.
+    Return None if the run has only one term, or if its settings are from an incompatible version.
     """
     try:
         run = from_dict(Run, result.config["run"])
@@ -148,12 +153,12 @@ def _shares(result: Result) -> Chart | None:
     if len(points) < 2:
         return None
     series = [_drawn(0, key, found) for key, found in points.items()]
-    note = f"{result.name}; shaded: up to {100 * MOST_OF_TOTAL:.0f} %. A term above it dominates the loss."
+    note = f"{result.name}; shaded: up to {100 * MOST_OF_TOTAL:.0f} %. A term above this dominates the total loss."
     return Chart("shares", "Weighted terms, percentage of the total", "%", series, note, (0.0, 100 * MOST_OF_TOTAL))
 
 
 def marks_of(result: Result) -> list[dict[str, Any]]:
-    """Return the events of a run with their steps: restarts, kept checkpoints, skipped images."""
+    """Return the events of a run: restarts, checkpoints still in the run folder, and steps with skipped images."""
     starts = [start for start in result.config.get("starts") or [] if isinstance(start, dict)]
     # If an earlier version started the run without recording it, the first recorded start is a restart.
     starts = [start for start in starts if isinstance(start.get("step"), int)]

@@ -1,4 +1,4 @@
-"""Validation images where student and teacher disagree, with both predictions."""
+"""Validation images where student and teacher disagree, with the predictions of both."""
 
 import base64
 import io
@@ -15,14 +15,15 @@ from vitkd_ds.config.run import DataConfig
 
 NUM_IMAGES = 16
 SMALL_PIXELS = 64
-"""Images up to this size are stored losslessly and enlarged without smoothing."""
+"""Images up to this height and width are stored losslessly and enlarged without smoothing."""
 WRONG = "the student is wrong"
 
 
 def examples(result: Result, own: Answers) -> dict[str, Any]:
-    """Return up to NUM_IMAGES images, evenly spaced over all images with a disagreement or an error.
+    """Return up to NUM_IMAGES validation images with texts, in the form that page.html reads.
 
-    If the images cannot be read on this machine, `error` says why.
+    They are evenly spaced over all images where student and teacher disagree or, without a teacher, where the student
+    is wrong. If the images cannot be read on this machine, "figures" is empty and "error" says why.
     """
     outcomes, about = _outcomes(own)
     title = "Where student and teacher disagree" if own.teacher is not None else "Where the student is wrong"
@@ -33,7 +34,7 @@ def examples(result: Result, own: Answers) -> dict[str, Any]:
     # Evenly spaced images are typical. The first ones would be of few classes, and the clearest ones would be extreme.
     number = min(NUM_IMAGES, len(candidates))
     chosen = candidates[np.arange(number) * len(candidates) // number]
-    found["about"] += f" {number} of them are shown, evenly spaced over the file."
+    found["about"] += f" {number} of these images are shown, evenly spaced over the file."
     try:
         pixels = read_pixels(result, own, own.image[chosen])
     except (OSError, RuntimeError, ValueError, ImportError) as error:
@@ -46,7 +47,7 @@ def examples(result: Result, own: Answers) -> dict[str, Any]:
 
 
 def _outcomes(own: Answers) -> tuple[dict[str, np.ndarray], str]:
-    """Return the rows of candidate images by outcome, and a sentence with their numbers."""
+    """Return the rows of images that may be shown, by outcome, and a sentence with the number of these images."""
     if own.teacher is None:
         wrong = (~own.right()).nonzero()[0]
         text = f"There is no teacher. The student gets {len(wrong):,} of {len(own.label):,} images wrong."
@@ -58,11 +59,17 @@ def _outcomes(own: Answers) -> tuple[dict[str, np.ndarray], str]:
 
 
 def read_pixels(result: Result, own: Answers, numbers: np.ndarray) -> np.ndarray:
-    """Decode validation images by number, cropped as in evaluation: uint8 [images, size, size, 3].
+    """Decode validation images and crop them as in evaluation.
+
+    Args:
+        numbers: numbers of the images in the file of validation images.
+
+    Returns:
+        uint8 [images, size, size, 3].
 
     Raises:
-        ValueError: the images have changed since the evaluation or cannot be decoded.
-        OSError: they cannot be read.
+        ValueError: the validation images have changed since the evaluation, or an image cannot be decoded.
+        OSError: the file cannot be read.
     """
     # Imports FFCV or torchvision, which are slow, only if there are images to show.
     from vitkd_ds.data.images import open_images
@@ -97,7 +104,7 @@ def _figure(own: Answers, row: int, outcome: str, pixels_HWC: np.ndarray) -> dic
 
 
 def _uri(pixels_HWC: np.ndarray) -> str:
-    """Return an image as a data URI: PNG if it is small, else JPEG."""
+    """Return an image as a data URI. An image of up to SMALL_PIXELS becomes a PNG, a larger one a JPEG."""
     kind = "png" if max(pixels_HWC.shape) <= SMALL_PIXELS else "jpeg"
     content = io.BytesIO()
     Image.fromarray(pixels_HWC).save(content, format=kind, quality=85)  # PNG ignores quality

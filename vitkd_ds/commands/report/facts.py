@@ -1,4 +1,4 @@
-"""Facts about a run: progress, key numbers, models, settings that differ from the recipe, versions."""
+"""Facts about a run for a report: progress, key numbers, models, settings unlike the recipe's, and versions."""
 
 import json
 import shlex
@@ -14,11 +14,11 @@ from vitkd_ds.config.run_folder import METRICS
 from vitkd_ds.recipes import RECIPES, build_run
 
 OF_THE_FOLDER = {"recipe", "workdir", "resume", "extend", "debug"}
-"""Settings that do not count as differences to the recipe."""
+"""Settings that are not listed as differences to the recipe."""
 
 
 def what_was_run(result: Result) -> dict[str, Any]:
-    """Return progress, key numbers, facts, and settings that differ from the recipe."""
+    """Return the progress, key numbers, facts and settings of a run, in the form that page.html reads."""
     run = result.config["run"]
     return {
         "state": _state(result),
@@ -43,7 +43,7 @@ def _state(result: Result) -> dict[str, Any]:
 
 
 def _age(result: Result) -> str:
-    """Return how long ago an unfinished run last wrote to its log."""
+    """Return a text that tells how long ago a run last wrote to metrics.jsonl, or "" if there is no such file."""
     try:
         seconds = max(0.0, time.time() - (result.folder / METRICS).stat().st_mtime)
     except OSError:
@@ -77,15 +77,15 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
 
 
 def _with_knn(tiles: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the tiles of a student without a classifier, with k-NN first or a hint how to measure it."""
+    """Return the tiles of a student without a classifier. The first tile is k-NN top-1, or a hint how to measure it."""
     knn = [tile for tile in tiles if tile[1].startswith(VAL_METRICS["knn_top1"].tile)]
     rest = [tile for tile in tiles if tile not in knn]
-    how = "k-NN top-1: train with --data.knn_train and --data.knn_val, or run vitkd-ds eval RUN --knn"
+    how = "k-NN top-1. To measure it, train with --data.knn_train and --data.knn_val, or run vitkd-ds eval RUN --knn."
     return [*(knn or [("not measured", how)]), *rest]
 
 
 def _facts(config: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return models, data, hardware and versions as pairs of name and value."""
+    """Return the models, data, hardware and versions of a run as pairs of name and value."""
     run = config["run"]
     models = config.get("models") or {}
     facts = [("recipe", run.get("recipe", ""))]
@@ -96,7 +96,7 @@ def _facts(config: dict[str, Any]) -> list[tuple[str, Any]]:
         facts.append((teachers.role_of(name), _model(teachers.read(run)[name], cost)))
         facts.append((f"licence of {teachers.called(name)}", stated))
     if not teachers.read(run):
-        facts.append(("teacher", "none: plain training"))
+        facts.append(("teacher", "none: training without a teacher"))
     facts.append(("data", f"{run['data']['train']} and {run['data']['val']}, {run['data']['num_classes']} classes"))
     for number, start in enumerate(start for start in config.get("starts") or [] if isinstance(start, dict)):
         about = "resumed" if number or start.get("step") else "start"
@@ -105,7 +105,7 @@ def _facts(config: dict[str, Any]) -> list[tuple[str, Any]]:
     if not config.get("starts"):
         facts.append(("hardware", _hardware(config["world_size"], config.get("device"))))
     versions = ", ".join(f"{name} {version}" for name, version in (config.get("versions") or {}).items())
-    return [*facts, ("versions", versions), ("git commit", config.get("git_commit") or "unknown (not a checkout)")]
+    return [*facts, ("versions", versions), ("git commit", config.get("git_commit") or "unknown (no git checkout)")]
 
 
 def _hardware(ranks: Any, device: Any) -> str:
@@ -120,7 +120,10 @@ def _model(settings: dict[str, Any], cost: dict[str, Any]) -> str:
 
 
 def _differences(run: dict[str, Any]) -> list[tuple[str, str, str]] | str:
-    """Return key, recipe's value and own value of each differing setting; an error text if there is no recipe."""
+    """Return key, recipe's value and run's value of each setting in which the run differs from its recipe.
+
+    If the recipe cannot be read, return the error message instead.
+    """
     own = flattened(run)
     name = str(run.get("recipe"))
     try:

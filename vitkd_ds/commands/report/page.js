@@ -1,5 +1,5 @@
-// Draws the curves of a report as SVG from the JSON in the page; also tooltips, filters and sorting. Uses no library, so
-// that a report is small and has no dependency to maintain.
+// Script of a report: draws the curves as SVG from the JSON in the page, and adds tooltips, filters and sorting. It uses
+// no library, so a report is small and has no dependency to maintain.
 "use strict";
 
 const { runs, charts, marks } = JSON.parse(document.getElementById("data").textContent);

@@ -1,4 +1,4 @@
-"""Render a report: collect the values for page.html and embed style and script in one file."""
+"""Render a report: collect the values for page.html, and embed page.css and page.js in the same file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ KINDS = {
 NUM_COLOURS = 8
 """Number of colours in page.css."""
 SHADES = ("{}", "color-mix(in oklab, {} 58%, var(--text))", "color-mix(in oklab, {} 58%, var(--card))")
-"""CSS colours of the runs in a group, derived from the group's colour."""
+"""CSS colours of the first, second and third run of a group, derived from the group's colour."""
 
 
 def page(results: Sequence[Result]) -> str:
-    """Return the page about the first run, compared with the others.
+    """Return the HTML page that compares the first run with the other runs.
 
     Raises:
         ValueError: a file in a run folder is damaged.
@@ -67,7 +67,7 @@ def page(results: Sequence[Result]) -> str:
 
 
 def looks_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return colour and line style of each run; runs that differ only in their seed have shades of one colour."""
+    """Return the colour and line style of each run. Runs that differ only in their seed get shades of one colour."""
     groups: list[list[Result]] = []
     looks = []
     for result in results:
@@ -99,10 +99,10 @@ def _template() -> Template:
 
 
 def _other(results: Sequence[Result], answers: Sequence[Answers | None]) -> int | None:
-    """Return the number of the run for the comparison by class, or None.
+    """Return the index of the run to which the first run is compared by class; None if no run is suitable.
 
-    It must have predictions for the same images. The first one with other settings is preferred to one that differs
-    only in its seed.
+    A suitable run has predictions for the same images. The first suitable run with other settings is chosen. If there
+    is none, the first suitable run is chosen, which differs only in its seed.
     """
     fitting = [
         number

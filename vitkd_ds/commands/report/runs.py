@@ -1,4 +1,4 @@
-"""Table of runs, and table of groups of seeds with their means and differences."""
+"""Two tables of a report: the runs, and groups of runs that differ only in their seed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from vitkd_ds.commands.compare.table import table_rows
 from vitkd_ds.commands.sweep.table import Row, rows_of
 
 MEASURED = 2
-"""Number of last columns of `compare` that need a speed measurement; left out here."""
+"""Number of columns at the end of `compare`'s table that need a speed measurement. A report leaves them out."""
 MOST_NAMED = 3
 """Maximum number of runs named per group."""
 GROUP_HEADS = (
@@ -24,7 +24,10 @@ GROUP_HEADS = (
 
 
 def table_of_runs(results: Sequence[Result]) -> dict[str, Any]:
-    """Return the cells of the runs, and of their groups if there are any to compare."""
+    """Return the cells of the table of runs and, if at least two runs are finished, of the table of groups.
+
+    Runs without an evaluation are only named, as "waiting".
+    """
     evaluated = [result for result in results if result.evaluation]
     waiting = [result.name for result in results if not result.evaluation]
     found: dict[str, Any] = {"rows": [], "waiting": waiting, "groups": [], "group_heads": GROUP_HEADS}
@@ -47,7 +50,7 @@ def _name(number: int, group: Group) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    """Return the cells of a group; without a difference if its validation images differ from the first group's."""
+    """Return the cells of a group. Without a difference to the first group, the last three cells are "-"."""
     interval = "-" if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"
     shown = [row.name, str(row.seeds), f"{row.top1:.2f}", interval]
     if row.difference is None:

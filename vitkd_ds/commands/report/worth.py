@@ -1,4 +1,4 @@
-"""Gain from the teacher: top-1 with a teacher minus top-1 without."""
+"""Gain from the teacher: top-1 with a teacher minus top-1 without a teacher."""
 
 import statistics
 from collections.abc import Sequence
@@ -13,14 +13,20 @@ from vitkd_ds.train.statistics import t_interval_of_differences
 
 UNKNOWN = "unknown"
 BELONGS = {"recipe", "teacher", "losses"}
-"""Sections of settings that may differ because of the teacher."""
+"""Sections of settings that are not named as further differences, because they belong to the teacher."""
 
 
 def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple[str, str]:
-    """Return number and text of a tile with the gain from the teacher, for the first run and its counterpart.
+    """Return the number and the text of a tile with the gain from the teacher.
 
-    One of them has a teacher and the other has none. The counterpart is the group with the fewest other differences.
-    The interval is computed from pairs with equal seeds if there are several, otherwise from the images of one pair.
+    The first run's group (runs that differ only in their seed) is compared with another group. Exactly one of the two
+    groups has a teacher. If several groups are possible, the one with the fewest other differences is taken. With
+    several common seeds, the interval is computed from the pairs of runs with the same seed. With one common seed, it
+    is computed from the images of the only pair.
+
+    Args:
+        results: runs of the report.
+        answers: predictions of each run, or None.
     """
     groups = groups_of([result for result in results if result.evaluation])
     own = next((group for group in groups if results[0] in group.values()), {})
@@ -29,7 +35,7 @@ def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple
         return UNKNOWN, "gain from the teacher: this run is not finished"
     if not others:
         kind = "without a teacher (--teacher none)" if _has_teacher(own) else "with a teacher"
-        return UNKNOWN, f"gain from the teacher: add a finished run {kind} and with the same seed to this report"
+        return UNKNOWN, f"gain from the teacher: add to this report a finished run {kind} with the same seed"
     other = min(others, key=lambda group: len(_also_differ(own, group)))
     taught, plain = (own, other) if _has_teacher(own) else (other, own)
     seeds = sorted(own.keys() & other.keys())
@@ -49,7 +55,7 @@ def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple
 
 
 def _is_counterpart(own: Group, other: Group) -> bool:
-    """Return whether only one group has a teacher, and both share a seed and the validation images."""
+    """Return whether exactly one group has a teacher, and both have a common seed and the same validation images."""
     seeds = own.keys() & other.keys()
     is_same = not any("data.val" in own[seed].other_images(other[seed]) for seed in seeds)
     return bool(seeds) and is_same and _has_teacher(own) != _has_teacher(other)
@@ -60,7 +66,7 @@ def _has_teacher(group: Group) -> bool:
 
 
 def _also_differ(own: Group, other: Group) -> list[str]:
-    """Return the settings that differ between two groups, except the sections in BELONGS."""
+    """Return the names of the settings that differ between two groups, except those in the sections BELONGS."""
     one, two = next(iter(own.values())), next(iter(other.values()))
     keys = sorted(one.settings.keys() | two.settings.keys())
     keys = [key for key in keys if of_any(key).partition(".")[0] not in BELONGS]

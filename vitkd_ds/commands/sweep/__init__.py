@@ -1,4 +1,4 @@
-"""Train recipes and settings over several seeds, then write one table and the curves."""
+"""Train several recipes and settings with several seeds each, then write one table and the curves."""
 
 import logging
 import shlex
@@ -19,19 +19,23 @@ logger = logging.getLogger(__name__)
 
 
 def commands(members: Sequence[Member]) -> str:
-    """Return the train.py options of each run, finished or not, one line per run, quoted for a shell."""
+    """Return the train.py options of all runs, finished or not. Each run has one line, quoted for a shell."""
     return "\n".join(shlex.join(member.options) for member in members)
 
 
 def sweep(members: Sequence[Member], *, jobs: int = 1) -> str:
-    """Train all unfinished runs, `jobs` at a time, and return the table.
+    """Train all unfinished runs, and return the table.
 
-    Write the table to sweep.md and sweep.csv in the sweep's folder and, if matplotlib is installed, the curves to
-    sweep.png. If runs failed, the table contains the others and the process exits with 1. A signal stops the sweep with
-    exit code 1 and without a table.
+    Also write the table to sweep.md and sweep.csv in the sweep's folder. If matplotlib is installed, write the curves
+    to sweep.png. If some runs failed, write and print the table of the finished runs, and exit with code 1. If a signal
+    arrives, exit with code 1 without a table.
+
+    Args:
+        members: all runs of the sweep.
+        jobs: number of runs that train at the same time.
 
     Raises:
-        ValueError: `jobs` is below 1, or a finished run has other settings.
+        ValueError: `jobs` is below 1, or the folder of a run has a finished run with other settings.
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be positive, got {jobs}")
@@ -71,7 +75,7 @@ def report(members: Sequence[Member], workdir: Path) -> str:
 
 
 def results_of(members: Sequence[Member]) -> dict[str, dict[int, Result]]:
-    """Return the finished runs by name and seed."""
+    """Return the finished runs: name -> seed -> result. A name without a finished run has an empty dict."""
     done = [member for member in members if member.is_done()]
     found: dict[str, dict[int, Result]] = {member.name: {} for member in members}
     if done:

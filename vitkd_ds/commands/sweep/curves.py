@@ -1,4 +1,4 @@
-"""Plot validation top-1 over epochs: mean and 95 % interval of several seeds. Needs matplotlib."""
+"""Plot validation top-1 over epochs, as mean and 95 % interval of several seeds. Needs matplotlib."""
 
 import statistics
 from typing import Mapping
@@ -11,7 +11,11 @@ from vitkd_ds.train.statistics import t_interval
 
 
 def draw(results: Mapping[str, Mapping[int, Result]]) -> Figure:
-    """Draw a line and an interval band per name, over epochs with an evaluation of every seed."""
+    """Draw one line and one interval band per name.
+
+    Args:
+        results: finished runs: name -> seed -> result.
+    """
     figure = new_figure(9, 6)
     axes = figure.subplots()
     for (name, by_seed), colour in zip(results.items(), colours_of(len(results))):
@@ -24,7 +28,10 @@ def draw(results: Mapping[str, Mapping[int, Result]]) -> Figure:
 
 
 def curve_of(by_seed: Mapping[int, Result]) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return epochs, mean top-1, and lower and upper interval bounds; with too small n, both equal the mean."""
+    """Return four lists with one value per epoch: epoch, mean top-1, and the lower and upper bound of the interval.
+
+    Only epochs at which every seed was evaluated are included. With one seed or equal values, both bounds are the mean.
+    """
     tables = []
     for result in by_seed.values():
         steps_per_epoch = result.config["plan"]["steps_per_epoch"]

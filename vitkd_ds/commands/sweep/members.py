@@ -1,4 +1,4 @@
-"""Build the runs of a sweep: every recipe with every combination of grid values and every seed."""
+"""Build the runs of a sweep: one for every recipe, combination of grid values and seed."""
 
 import itertools
 import re
@@ -13,7 +13,7 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CONFIG
 
 GRID = "grid."
-"""Prefix of grid options."""
+"""Prefix of options whose values form the grid of a sweep."""
 OWNED = {
     "seed": "Pass --seeds N for seeds 0 to N - 1.",
     "recipe": "Pass --recipes.",
@@ -21,7 +21,7 @@ OWNED = {
     "extend": "Pass another --workdir.",
     f"{GRID}workdir": "Pass --workdir with the folder of the sweep.",
 }
-"""Options that the sweep sets for each run -> what to do instead."""
+"""Option that a user must not pass to a sweep -> what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Member:
     """One run of a sweep."""
 
     name: str
-    """Recipe and grid values; equal for all seeds."""
+    """Name made of the recipe and the grid values; runs that differ only in their seed have the same name."""
     seed: int
     options: tuple[str, ...]
     """Options for train.py."""
@@ -37,31 +37,33 @@ class Member:
 
     @property
     def folder(self) -> Path:
-        """Run folder."""
+        """Folder of the run."""
         return Path(self.run.workdir)
 
     def is_done(self) -> bool:
-        """Return whether it is finished. Raise ValueError if its folder has a finished run with other settings."""
+        """Return whether the run is finished. Raise ValueError if its folder has a finished run with other settings."""
         return is_finished(self.run)
 
     def command(self) -> list[str]:
-        """Return the command that starts or resumes it in one process."""
+        """Return the command that starts or resumes the run in one process."""
         return [sys.executable, "-m", "vitkd_ds", "train", *self.options]
 
 
 def members_of(recipes: Sequence[str], seeds: int, workdir: Path, flags: Mapping[str, str]) -> list[Member]:
-    """Build the runs of a sweep, checked as train.py checks them.
+    """Build the runs of a sweep, with the same checks as train.py.
 
-    They are ordered by seed, so that an interrupted sweep has all settings for its first seeds.
+    The runs are ordered by seed. If a sweep is interrupted, its first seeds therefore have runs with all settings.
 
     Args:
         recipes: values of --recipe.
         seeds: number of seeds, starting at 0.
-        workdir: folder of the sweep; each run trains in workdir/NAME/seedS.
-        flags: options of every run. grid.KEY holds comma-separated values; every combination is trained.
+        workdir: folder of the sweep. Each run trains in workdir/NAME/seedS.
+        flags: options of train.py for all runs: name without dashes -> text. An option grid.KEY has several values for
+            KEY, separated by commas. Every combination of the values of all grid options is trained.
 
     Raises:
-        ValueError: an unknown option, an invalid value, two runs with the same name, or a run that train.py rejects.
+        ValueError: an option is unknown, a value is invalid, two runs have the same name, or train.py would reject a
+            run.
     """
     grid = _checked_grid(recipes, seeds, flags)
     shared = {key: text for key, text in flags.items() if not key.startswith(GRID)}
@@ -81,13 +83,13 @@ def members_of(recipes: Sequence[str], seeds: int, workdir: Path, flags: Mapping
         options = tuple(f"--{key}={value}" for key, value in given.items())
         run = parse_run((), dict(given))
         if run.data.labels == "ignore":
-            raise ValueError(f"{name} has data.labels=ignore, so it has no top-1 to compare. Remove it.")
+            raise ValueError(f"{name} has data.labels=ignore, so it has no top-1 to compare. Remove it from the sweep.")
         members.append(Member(name, seed, options, run))
     return members
 
 
 def _checked_grid(recipes: Sequence[str], seeds: int, flags: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the values of each grid key. Raise ValueError for options that a sweep does not accept."""
+    """Return the grid: setting -> its values. Raise ValueError for options that a sweep does not accept."""
     for key in OWNED:
         if {key, GRID + key} & flags.keys():
             raise ValueError(f"--{key} is set by the sweep for each run. {OWNED[key]}")
@@ -103,12 +105,12 @@ def _checked_grid(recipes: Sequence[str], seeds: int, flags: Mapping[str, str]) 
 
 
 def _name(recipe: str) -> str:
-    """Return a recipe's name; for a path, the name of the run folder or of the file without .json."""
+    """Return the name of a recipe. For a path, it is the name of the run folder, or of the file without .json."""
     path = Path(recipe).resolve() if "/" in recipe or recipe.startswith(".") else Path(recipe)
     path = path.parent if path.name == CONFIG else path
     return path.name.removesuffix(".json")
 
 
 def _values(text: str) -> list[str]:
-    """Split values at commas outside brackets and braces: 1,2 or (0,1),(1,2)."""
+    """Split a text into values at its commas, except commas inside brackets or braces: (0,1),(1,2) has two values."""
     return re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|[^,])+", text)

@@ -1,4 +1,4 @@
-"""Train the unfinished runs of a sweep, one or several at a time."""
+"""Train the unfinished runs of a sweep, one or several at the same time."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ POLL_S = 0.2
 
 @dataclass
 class Job:
-    """A run that is training."""
+    """A run that is training, its process and its log file."""
 
     member: Member
     slot: int
@@ -29,17 +29,21 @@ class Job:
 
 
 class Stopped(Exception):
-    """The sweep was stopped by a signal; running jobs have saved a checkpoint if they could."""
+    """The sweep was stopped by a signal. The running jobs got the same signal, to save a checkpoint, and exited."""
 
 
 def run_missing(members: Sequence[Member], *, jobs: int) -> list[Member]:
-    """Train every unfinished run, `jobs` at a time; return the runs that failed or were stopped by a signal.
+    """Train every unfinished run, and return the runs that did not finish.
 
-    The CPUs of this process are divided among the jobs. Each job gets one GPU if there are any. INT, TERM and USR1 are
-    forwarded to the running jobs, which save and exit; no further run is started.
+    The CPUs of this process are divided among the jobs. If there are GPUs, each job gets one. SIGINT, SIGTERM and
+    SIGUSR1 are forwarded to the running jobs, which save a checkpoint and exit. After that, no further run is started.
+
+    Args:
+        members: all runs of the sweep.
+        jobs: number of runs that train at the same time.
 
     Raises:
-        ValueError: a finished run has other settings.
+        ValueError: the folder of a run has a finished run with other settings.
         Stopped: a signal arrived.
     """
     missing = deque(member for member in members if not member.is_done())
@@ -62,7 +66,7 @@ def run_missing(members: Sequence[Member], *, jobs: int) -> list[Member]:
 
 
 def _is_finished(job: Job) -> bool:
-    """Return whether an exited job finished its run, and log the result."""
+    """Log how an exited job ended, and return whether its run is finished."""
     job.log.close()
     who = f"{job.member.name} seed {job.member.seed}"
     if job.process.returncode:
@@ -75,7 +79,7 @@ def _is_finished(job: Job) -> bool:
 
 @contextmanager
 def _passing_signals_to(training: list[Job]) -> Iterator[list[int]]:
-    """Forward signals to all jobs in the list; yield the list of signals received so far."""
+    """Forward stop signals to all jobs in the list. Yield a list to which every received signal is appended."""
     received: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
@@ -111,7 +115,7 @@ def _start(member: Member, slot: int, jobs: int) -> Job:
 
 
 def _gpus() -> list[str]:
-    """Return the numbers of the GPUs that this process may use."""
+    """Return the GPUs that this process may use, as entries for CUDA_VISIBLE_DEVICES."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [device for device in visible.split(",") if device]
     found = sorted(int(name[6:]) for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit())

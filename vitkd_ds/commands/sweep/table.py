@@ -1,4 +1,4 @@
-"""Table of a sweep: mean, interval, paired difference to the first row and time; Markdown and CSV."""
+"""Table of a sweep, as Markdown and CSV: mean top-1, interval, paired difference to the first row, and time."""
 
 import csv
 import io
@@ -11,14 +11,14 @@ from vitkd_ds.commands.compare.table import safe_cell
 from vitkd_ds.train.statistics import paired_p, t_interval, t_interval_of_differences
 
 TOO_SMALL = "n too small"
-"""Text in place of an interval or p-value for a single seed or identical values."""
+"""Text in place of an interval or a p-value that cannot be computed, for a single seed or equal values."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Results of all finished runs with the same name, in percent, points and seconds.
+    """Results of all finished runs with the same name: top-1 in percent, differences in points, time in seconds.
 
-    An interval or p-value is None for a single seed or identical values.
+    An interval or a p-value is None for a single seed or equal values.
     """
 
     name: str
@@ -26,22 +26,28 @@ class Row:
     top1: float
     low: float | None
     high: float | None
-    """95 % confidence interval of the mean top-1 (t-distribution, one value per seed)."""
+    """Upper bound of the 95 % confidence interval of the mean top-1; `low` is the lower one. The interval is Student's
+    t, with one value per seed."""
     difference: float | None
     difference_low: float | None
     difference_high: float | None
-    """Mean difference to the first name over common seeds, and its 95 % interval; None if a pair was
+    """Upper bound of the 95 % interval of `difference`, which is the mean difference to the first row over their common
+    seeds; `difference_low` is the lower bound. All three are None if there is no common seed or a pair of runs was
     evaluated on different images."""
     p: float | None
-    """Two-sided p-value of the paired t-test."""
+    """Two-sided p-value of the paired t-test on the differences."""
     seconds: float | None
     """Mean training time of a run."""
     has_same_images: bool = True
-    """Whether every pair was evaluated on the same images."""
+    """Whether each run and the first row's run with the same seed were evaluated on the same images."""
 
 
 def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
-    """Return a row per name from its results by seed; differences are to the first name with results."""
+    """Return one row per name that has results. Differences are to the first row.
+
+    Args:
+        results: finished runs: name -> seed -> result.
+    """
     rows = []
     first = next((by_seed for by_seed in results.values() if by_seed), {})
     for name, by_seed in results.items():
@@ -97,7 +103,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Return CSV in full precision; unknown values are empty."""
+    """Return the rows as CSV in full precision. Unknown values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
@@ -106,7 +112,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def _difference(row: Row) -> tuple[str, str, str]:
-    """Format the difference to the first name, its interval and its p-value."""
+    """Return the cells of the difference to the first row, its interval and its p-value."""
     if row.difference is None:
         return "" if row.has_same_images else "other images", "", ""
     p = TOO_SMALL if row.p is None else f"{row.p:.2g}"

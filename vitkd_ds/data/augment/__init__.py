@@ -1,8 +1,8 @@
 """RandAugment, 3-Augment, colour jitter and random erasing.
 
-Start reading at `augmenter.Augmenter`. `policy` makes the random draws. `operations` and `noise` prepare them for the
-compiled code, which runs in the decoder threads (`vitkd_ds/data/beton/csrc/augment.cpp`). `pillow` gives the same bits
-with Pillow and timm, for the torchvision backend. Existing libraries do not fit: they either draw from a process-wide
-generator or differ from timm's RandAugment, which published recipes use. Nothing is imported here, so that `policy`
-checks settings without torch.
+Start reading at `augmenter.Augmenter`. `policy` draws the operations and their arguments at random. `operations` and
+`noise` convert them to the format of the compiled code (`vitkd_ds/data/beton/csrc/augment.cpp`), which runs in the
+decoder threads. `pillow` computes the same bits with Pillow and timm, for the torchvision backend. Existing libraries
+are not used: they either draw from a random generator of the whole process, or differ from timm's RandAugment, which
+published recipes use. This file imports nothing, so that `policy` can check settings without torch.
 """

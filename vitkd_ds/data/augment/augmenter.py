@@ -1,4 +1,4 @@
-"""Draw the augmentation of a whole micro-batch, to apply after crop and flip."""
+"""Draw the random augmentation of a micro-batch, which is applied after crop and flip."""
 
 import ctypes
 from dataclasses import dataclass
@@ -28,20 +28,20 @@ class _Plan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Plan:
-    """Augmentation of a micro-batch's images: the layers' operations in order, then random erasing."""
+    """Augmentation of a micro-batch's images: first the operations of all layers in order, then random erasing."""
 
     layers: list[Layer]
     operations: np.ndarray
-    """The layers in the compiled code's format: OPERATION_DTYPE [B, layers]."""
+    """The layers in the format of the compiled code: OPERATION_DTYPE [B, layers]."""
     rectangles: np.ndarray
-    """RECTANGLE_DTYPE [B]."""
+    """Rectangle to erase in each image: RECTANGLE_DTYPE [B]."""
     levels: np.ndarray
-    """See `vitkd_ds.data.augment.noise.noise_levels`."""
+    """Pixel values of the noise of random erasing, see `vitkd_ds.data.augment.noise.noise_levels`."""
     fill: tuple[int, int, int]
-    """RGB colour of pixels that a geometric operation uncovers."""
+    """RGB colour of the pixels that a rotation, shear or translation leaves uncovered."""
 
     def as_struct(self) -> _Plan:
-        """Return a C struct that points to these arrays, valid as long as this object."""
+        """Return a C struct with pointers to these arrays; it is valid as long as this object exists."""
         places = (array.ctypes.data for array in (self.operations, self.rectangles, self.levels))
         operations, rectangles, levels = places
         fill = (ctypes.c_uint8 * 8)(*self.fill)
@@ -49,12 +49,12 @@ class Plan:
 
 
 class Augmenter:
-    """Source of augmentation plans, which depend only on seed, epoch, image and repeat.
+    """Generator of augmentation plans that depend only on seed, epoch, image and repeat.
 
     Args:
-        config: augmentation settings; repeats and mixing are handled elsewhere.
-        statistics: the model's mean and standard deviation. As in timm, they give the colour of uncovered pixels and
-            the noise of random erasing.
+        config: augmentation settings. This class does not use those of repeated augmentation, Mixup and CutMix.
+        statistics: the model's mean and standard deviation. As in timm, they determine the colour of uncovered pixels
+            and the noise of random erasing.
     """
 
     def __init__(self, config: AugmentConfig, *, seed: int, statistics: Statistics):
@@ -66,14 +66,14 @@ class Augmenter:
 
     @staticmethod
     def has_work(config: AugmentConfig) -> bool:
-        """Return whether any augmentation is on."""
+        """Return whether the settings enable any augmentation of this class."""
         return bool(config.rand_augment or config.three_augment or config.color_jitter or config.random_erasing)
 
     def plan(self, samples: np.ndarray, *, height: int, width: int) -> Plan:
-        """Draw the augmentation of samples of one epoch.
+        """Draw the augmentation of a micro-batch.
 
         Args:
-            samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [B].
+            samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [B], all of the same epoch.
             height, width: size of the cropped images in pixels.
         """
         keys_B = sample_keys(samples, seed=self._seed)

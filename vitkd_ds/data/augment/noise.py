@@ -1,11 +1,15 @@
-"""Random erasing's noise: normal levels with the model's mean and standard deviation.
+"""Noise of random erasing, with a normal distribution and the model's mean and std.
 
-For each byte, a hash of the image's key and the byte's index gives 16 random bits; a table of normal quantiles maps
-them to a level. So the noise does not depend on a generator, thread, device or math library.
+For each byte, a hash of the image's random key and the byte's index gives 16 random bits. A table of quantiles of the
+normal distribution maps these bits to a pixel value, called level. The noise therefore does not depend on a random
+generator, thread, device or math library.
 
-**Differs** from timm's mode "pixel", which draws N(0, 1) after normalisation. Mean and std are equal, but the uint8
-pipeline rounds and clips to 0..255; with ImageNet's statistics, about 3 % of the noise is clipped.
-**Differs** from the method's code (mmcls, mode "rand" with a fill_std), which clips but truncates: half a level darker.
+**Differs** from timm's mode "pixel", which draws N(0, 1) after normalisation. Mean and standard deviation are the same,
+but here the images are uint8, so the noise is rounded and clipped to 0..255. With ImageNet's mean and standard
+deviation, about 3 % of the noise is clipped.
+
+**Differs** from the code of ViTKD (mmcls, mode "rand" with a fill_std), which also clips the noise, but truncates it
+instead of rounding. Its noise is half a level darker on average.
 """
 
 import functools
@@ -18,9 +22,9 @@ from vitkd_ds.data.colours import Statistics
 from vitkd_ds.data.draws import draw_bits
 
 RECTANGLE_DTYPE = np.dtype([("key", "<u8"), ("top", "<i4"), ("left", "<i4"), ("height", "<i4"), ("width", "<i4")])
-"""Erased rectangle of one image in pixels (none if the height is 0), and the image's key.
+"""Rectangle to erase in one image, in pixels, and the image's random key.
 
-The C struct of `csrc/augment.h` has the same fields.
+If the height is 0, nothing is erased. `Rectangle` in `csrc/augment.h` has the same fields.
 """
 NUM_QUANTILES = 1 << 16
 
@@ -32,7 +36,7 @@ def _quantiles() -> np.ndarray:
 
 
 def noise_levels(statistics: Statistics) -> np.ndarray:
-    """Return the table from 16 random bits to a level, for each colour: uint8 [3, NUM_QUANTILES]."""
+    """Return, for each colour, a table that maps 16 random bits to a level: uint8 [3, NUM_QUANTILES]."""
     mean_3, std_3 = (255 * np.asarray(values, np.float64)[:, None] for values in statistics)
     return np.clip(np.rint(mean_3 + std_3 * _quantiles()), 0, 255).astype(np.uint8)
 

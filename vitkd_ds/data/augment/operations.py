@@ -1,4 +1,4 @@
-"""Convert drawn layers to the compiled code's format, with precomputed arguments."""
+"""Convert the drawn operations to the format of the compiled code."""
 
 import math
 
@@ -10,14 +10,18 @@ from vitkd_ds.data.crops import BICUBIC, BILINEAR
 OPERATION_DTYPE = np.dtype([("op", "<i4"), ("filter", "<i4"), ("arguments", "<f8", 6)])
 """One operation on one image: its index in OPS, the filter of a geometric operation, and its arguments.
 
-The arguments are Pillow's six affine coefficients for geometric operations, `box_weights` for GaussianBlur, and the
-layer's argument for others. The C struct of `csrc/augment.h` has the same fields.
+A geometric operation has Pillow's six affine coefficients as arguments, GaussianBlur its three `box_weights`, and any
+other operation the single argument of its layer. `Operation` in `csrc/augment.h` has the same fields.
 """
 BLUR_PASSES = 3
 
 
 def operations_of(layers: list[Layer], num_images: int, *, height: int, width: int) -> np.ndarray:
-    """Convert the layers of a micro-batch with images of this size: OPERATION_DTYPE [num_images, layers]."""
+    """Convert the layers of a micro-batch; return OPERATION_DTYPE [num_images, layers].
+
+    Args:
+        height, width: size of the images in pixels.
+    """
     rows = np.zeros((num_images, len(layers)), OPERATION_DTYPE)
     for number, layer in enumerate(layers):
         its = rows[:, number]
@@ -33,7 +37,7 @@ def operations_of(layers: list[Layer], num_images: int, *, height: int, width: i
 
 
 def _affine(op: str, argument: float, *, height: int, width: int) -> tuple[float, ...]:
-    """Return the six affine coefficients that Pillow uses, rounded as Pillow rounds them.
+    """Return an operation's six affine coefficients, computed and rounded as in Pillow.
 
     Rotations are counter-clockwise about the centre.
     """
@@ -54,15 +58,17 @@ def _affine(op: str, argument: float, *, height: int, width: int) -> tuple[float
 def box_weights(radii_N: np.ndarray) -> np.ndarray:
     """Compute the weights of the box blur that Pillow applies three times to approximate a Gaussian blur.
 
-    A box of fractional radius has full weights inside and smaller weights on the two end pixels. Its radius is chosen
-    so that three passes have the Gaussian's variance (Gwosdek et al., "Theoretical foundations of Gaussian convolution
-    by extended box filtering"), in float32 as in Pillow.
+    A box whose radius is not an integer has equal weights inside and smaller weights on the two end pixels. Its radius
+    is chosen so that three passes have the variance of the Gaussian (Gwosdek et al., "Theoretical foundations of
+    Gaussian convolution by extended box filtering"). The computation is in float32, as in Pillow.
 
     Args:
-        radii_N: the Gaussian's standard deviation in pixels, 0 to 2, so that a box reaches at most two pixels.
+        radii_N: standard deviations of the Gaussian in pixels, from 0 to 2. With more, a box would reach beyond two
+            pixels.
 
     Returns:
-        Weights of the centre, of the adjacent pixels and of the pixels two away: 24-bit fixed-point integers [N, 3].
+        Weights of the centre pixel, of the pixels next to it, and of the pixels two away from it: 24-bit fixed-point
+        integers [N, 3].
     """
     one = np.float32(1)
     variance_N = (radii_N.astype(np.float32) ** 2 / np.float32(BLUR_PASSES)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Augment with timm's operations on Pillow images, for the torchvision backend.
+"""Augment Pillow images with timm's operations, for the torchvision backend.
 
 This is slower than the compiled code, but gives the same bits.
 """
@@ -17,7 +17,7 @@ WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 
 
 def augment(image_HWC: np.ndarray, plan: Plan, number: int) -> np.ndarray:
-    """Apply the plan's augmentation of image `number` to an image: uint8 [H, W, 3] to the same."""
+    """Return an image (uint8 [H, W, 3]) augmented as the plan says for image `number` of its micro-batch."""
     image = Image.fromarray(image_HWC)
     for layer in plan.layers:
         if layer.op_B[number] != NO_OP:

@@ -1,8 +1,9 @@
-"""Draw each image's operations, their arguments and the rectangle to erase, from the image's random key.
+"""Draw each image's augmentation operations and the rectangle to erase.
 
-This uses only NumPy, so nothing waits for the device, and settings are checked without torch. Each augmentation except
-erasing is a list of `Layer`s: n for RandAugment, one for 3-Augment, three for colour jitter. timm's
-options that no published recipe uses are not supported: weighted operations and uniform magnitudes.
+All random numbers come from the image's random key (`vitkd_ds.data.draws`). This module uses only NumPy. It therefore
+never waits for a GPU, and settings can be checked without torch. Each augmentation except erasing is a list of `Layer`
+objects: n of them for RandAugment (a setting), one for 3-Augment, and three for colour jitter. Two options of timm that
+no published recipe uses are not supported: weighted operations and uniform magnitudes.
 """
 
 import math
@@ -19,14 +20,14 @@ RAND_AUGMENT_OPS = (
     *"AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color Contrast Brightness Sharpness".split(),
     *"ShearX ShearY TranslateXRel TranslateYRel".split(),
 )
-"""timm's names and order, without the suffix "Increasing" of operations that depend on inc."""
+"""RandAugment's operations, in timm's order. timm adds "Increasing" to the names of some if inc is set."""
 OPS = (*RAND_AUGMENT_OPS, "GaussianBlur")
 NO_OP = -1
 ENHANCEMENTS = ("Color", "Contrast", "Brightness", "Sharpness")
 LEVELS = 10.0
-"""Magnitude that gives an operation's full range."""
+"""Magnitude at which an operation has its full strength."""
 SIGNED_RANGES = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "TranslateYRel": 0.45}
-"""Argument at full magnitude: degrees, pixels per pixel, or fractions of the width or height."""
+"""Argument at full magnitude: degrees to rotate, pixels per pixel to shear, fraction of the width or height to move."""
 JITTER_ORDERS = tuple(permutations(("Brightness", "Contrast", "Color")))
 MIN_AREA, MAX_AREA = 0.02, 1 / 3
 LOG_ASPECT = math.log(1 / 0.3)
@@ -38,7 +39,10 @@ THREE_AUGMENT_DRAWS = RAND_AUGMENT_DRAWS + MAX_LAYERS * DRAWS_PER_LAYER
 COLOR_JITTER_DRAWS = THREE_AUGMENT_DRAWS + 8
 ERASING_DRAWS = COLOR_JITTER_DRAWS + 8
 NOISE_DRAWS = 1 << 20
-"""First draw number of each purpose; erasing uses 1 + ERASING_TRIES * DRAWS_PER_TRY draws, its noise one per byte."""
+"""Index of the first random number for each purpose (see `vitkd_ds.data.draws`).
+
+Erasing uses 1 + ERASING_TRIES * DRAWS_PER_TRY random numbers, and its noise one per four bytes of the image.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class RandAugment:
     magnitude_std: float = 0.0
     magnitude_max: int = 10
     is_increasing: bool = False
-    """Whether Posterize, Solarize and the enhancements grow stronger with the magnitude, like the other operations."""
+    """Whether Posterize, Solarize and `ENHANCEMENTS` get stronger with the magnitude, as other operations always do."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,11 @@ class Layer:
     """One operation for each image of a micro-batch."""
 
     op_B: np.ndarray
-    """Indices in OPS, or NO_OP."""
+    """Index of each image's operation in OPS, or NO_OP."""
     argument_B: np.ndarray
-    """float64: degrees, factor, bits, threshold or radius; 0 if the operation has no argument."""
+    """Its argument, float64: degrees, factor, bits, threshold or radius; 0 if the operation has no argument."""
     is_cubic_B: np.ndarray
-    """True if a geometric operation resamples bicubically, False for bilinear."""
+    """Whether a geometric operation interpolates bicubically; if not, it interpolates bilinearly."""
 
     def members(self, op: str) -> np.ndarray:
         """Return the micro-batch positions of the images with this operation."""
@@ -79,14 +83,14 @@ PARTS = {
     "mmax": ("magnitude_max", int),
     "inc": ("is_increasing", int),
 }
-"""Key in timm's notation to the field of `RandAugment` and its type."""
+"""Maps each key of timm's notation to the name and type of a field of `RandAugment`."""
 
 
 def parse_rand_augment(text: str) -> RandAugment:
     """Parse timm's notation, such as rand-m9-mstd0.5-inc1.
 
-    **Differs** from timm, which ignores unknown parts: unknown and repeated parts, weights (w, t) and a magnitude_std
-    above 100 (in timm, uniform magnitudes) are errors.
+    **Differs** from timm: unknown parts of the text, which timm ignores, are errors. So are repeated parts, weights (w,
+    t), and a magnitude_std above 100, which means uniform magnitudes in timm.
 
     Raises:
         ValueError: the text is not valid.
@@ -100,22 +104,23 @@ def parse_rand_augment(text: str) -> RandAugment:
         known = match is not None and match[1] in PARTS
         require(known, key, text, f"have the parts {' '.join(PARTS)}, each with a number, and no part {part!r}")
         name, convert = PARTS[match[1]]
-        require(name not in settings, key, text, f"have each part once, and {match[1]} only in one")
+        require(name not in settings, key, text, f"have each part only once, but {match[1]} is repeated")
         require(convert is float or match[2].isdigit(), key, text, f"have a whole number in {part!r}")
         settings[name] = convert(match[2])
     policy = RandAugment(**settings)
     require(1 <= policy.num_layers <= MAX_LAYERS, key, text, f"have n from 1 to {MAX_LAYERS}")
     require(policy.probability <= 1, key, text, "have p from 0 to 1")
-    require(policy.magnitude_std <= 100, key, text, "have mstd from 0 to 100; uniform magnitudes are not offered")
+    require(policy.magnitude_std <= 100, key, text, "have mstd from 0 to 100; uniform magnitudes are not supported")
     require(policy.magnitude_max >= 1, key, text, "have mmax of 1 or more")
     require(policy.is_increasing in (0, 1), key, text, "have inc0 or inc1")
     return policy
 
 
 def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray, *, is_increasing: bool) -> np.ndarray:
-    """Compute an operation's argument at each magnitude, like timm's level functions: float64 [N].
+    """Return an operation's argument at each magnitude, as timm's level functions compute it: float64 [N].
 
-    The sign matters only for geometric operations and for increasing enhancements, which deviate from 1 either way.
+    `is_negative_N` selects the sign. It matters only for geometric operations, and for `ENHANCEMENTS` if
+    `is_increasing` is True: their factor is then either above or below 1.
 
     Args:
         op: one of RAND_AUGMENT_OPS.
@@ -138,10 +143,12 @@ def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray
 
 
 def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation: str) -> list[Layer]:
-    """Draw RandAugment's layers: uniform operations with replacement, and magnitudes N(m, mstd) clipped to [0, mmax].
+    """Draw RandAugment's layers for the images of a micro-batch.
+
+    Operations are drawn uniformly with replacement. Magnitudes are drawn from N(m, mstd) and clipped to [0, mmax].
 
     Args:
-        interpolation: bilinear, bicubic, or random (even odds for each application).
+        interpolation: bilinear, bicubic, or random, which chooses one of the two with equal probability each time.
     """
     layers = []
     for first in range(RAND_AUGMENT_DRAWS, RAND_AUGMENT_DRAWS + policy.num_layers * DRAWS_PER_LAYER, DRAWS_PER_LAYER):
@@ -161,7 +168,10 @@ def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation:
 
 
 def draw_three_augment(keys_B: np.ndarray) -> Layer:
-    """Draw 3-Augment with even odds: greyscale (colour factor 0), solarize above 128, or blur with radius U(0.1, 2)."""
+    """Draw one of 3-Augment's operations for each image, with equal probabilities.
+
+    The operations are greyscale (colour factor 0), solarize with threshold 128, and blur with a radius from U(0.1, 2).
+    """
     choice_B = (uniform(keys_B, THREE_AUGMENT_DRAWS) * 3).astype(np.int64)
     op_B = np.array([OPS.index(op) for op in ("Color", "Solarize", "GaussianBlur")])[choice_B]
     radius_B = 0.1 + 1.9 * uniform(keys_B, THREE_AUGMENT_DRAWS + 1)
@@ -169,7 +179,7 @@ def draw_three_augment(keys_B: np.ndarray) -> Layer:
 
 
 def draw_color_jitter(keys_B: np.ndarray, strength: float) -> list[Layer]:
-    """Draw factors of brightness, contrast and saturation from U(1 - strength, 1 + strength), and their order."""
+    """Draw the factors of brightness, contrast and saturation from U(1 - strength, 1 + strength), and their order."""
     orders = np.array([[OPS.index(op) for op in order] for order in JITTER_ORDERS])
     order_B3 = orders[(uniform(keys_B, COLOR_JITTER_DRAWS) * len(orders)).astype(np.int64)]
     factors = np.ones((len(OPS), len(keys_B)))
@@ -180,13 +190,15 @@ def draw_color_jitter(keys_B: np.ndarray, strength: float) -> list[Layer]:
 
 
 def draw_rectangles(keys_B: np.ndarray, *, probability: float, height: int, width: int) -> np.ndarray:
-    """Draw random erasing's rectangles, as timm does.
+    """Draw the rectangles of random erasing, as timm does.
 
-    The area is U(2 %, 1/3) of the image, height / width is log-uniform in (0.3, 1 / 0.3), and the position is uniform.
-    The first of ten tries that is both lower and narrower than the image counts; if none is, the image is unchanged.
+    The area of a rectangle is U(2 %, 1/3) of the image's area, its height / width is log-uniform in (0.3, 1 / 0.3), and
+    its position is uniform. At most ten rectangles are drawn for an image. The first one that is smaller than the image
+    in both height and width is used. If there is none, the image is unchanged.
 
     Returns:
-        int64 [B, 4]: top, left, height and width of each image's rectangle in pixels; all 0 without a rectangle.
+        int64 [B, 4]: top, left, height and width of each image's rectangle in pixels, or four zeros if nothing is
+        erased.
     """
     chosen_B = uniform(keys_B, ERASING_DRAWS) < probability
     box_B4 = np.zeros((len(keys_B), 4), np.int64)

@@ -1,16 +1,17 @@
 """Decode, crop, resize, flip and augment stored images to squares, one micro-batch per call.
 
 This module loads the C++ library of `csrc/` and passes arrays to it. The GIL is released during a call, so decoding
-overlaps with the training step. There is no randomness here: `vitkd_ds.data.crops` gives the boxes, and
-`vitkd_ds.data.augment.augmenter.Plan` the augmentation. Pixels equal Pillow's `crop` and `resize` bit for bit, on any
-CPU and with any number of threads. An image that cannot be decoded is reported and left black; it never shows another
-image's pixels.
+overlaps with the training step. Nothing is random here: `vitkd_ds.data.crops` computes the boxes, and
+`vitkd_ds.data.augment.augmenter.Plan` describes the augmentation. The pixels equal those of Pillow's `crop` and
+`resize` bit for bit, on any CPU and with any number of threads. If an image cannot be decoded, its status says why, and
+its pixels are black. It never gets the pixels of another image.
 
-Only the data that a crop needs is decoded, so only the CRC finds damage elsewhere. If restart markers divide a JPEG's
-rows, as in files from `vitkd-ds pack`, this means the segments that intersect the crop; otherwise, everything from the
-first pixel to the crop's last row. There are two differences from Pillow. Before version 13, Pillow resized the width
-first even if the height shrinks far more, which rounds differently. Pillow also smooths progressive JPEGs that lack
-scans.
+Only the data that a crop needs is decoded. Damage elsewhere in the image is found only by its CRC-32. In a JPEG whose
+rows are divided by restart markers, as in files from `vitkd-ds pack`, the segments that intersect the crop are decoded.
+In other JPEGs, everything from the first pixel to the last row of the crop is decoded.
+
+There are two differences from Pillow. Pillow before version 13 always resizes the width first, even if the height
+shrinks far more, so the rounding differs. Pillow also smooths progressive JPEGs that lack scans.
 """
 
 import ctypes
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DECODED, BAD_JPEG, BAD_SIZE, SHORT_READ, BAD_CRC, BAD_COLOURS, BAD_ROW, NO_MEMORY = range(8)
 MISSING_SCANS, UNKNOWN_KIND = 8, 9
-"""Statuses of an image, with the numbers of `csrc/decode.h`; pixels are valid only for `DECODED`."""
+"""Status of an image, with the same numbers as in `csrc/decode.h`. Pixels are valid only if it is `DECODED`."""
 STATUS_TEXT = {
     BAD_JPEG: "is a damaged JPEG",
     BAD_SIZE: "differs in height, width or number of bytes from the file's table",
@@ -43,9 +44,9 @@ STATUS_TEXT = {
     MISSING_SCANS: "is a JPEG with missing scans",
     UNKNOWN_KIND: "is a JPEG of a kind that libjpeg cannot read, such as lossless or 12-bit",
 }
-"""Description of each status, to follow "image 7" in a message."""
+"""Description of each status, as the end of a sentence that starts with "image 7"."""
 IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS, MISSING_SCANS, UNKNOWN_KIND})
-"""Statuses caused by the image; the others are caused by the disk, the memory or the caller."""
+"""Statuses for which the image is at fault. For the others, the disk, the memory or the caller is at fault."""
 
 
 def _load_library() -> ctypes.CDLL:
@@ -75,7 +76,7 @@ def _load_library() -> ctypes.CDLL:
 
 _library = _load_library()
 WIDEST = 0
-"""Vector size in bytes: 0 means the CPU's widest. Only the fuzzer uses other values."""
+"""Vector size in bytes for the compiled code. 0 means the CPU's widest; only the fuzzer uses other values."""
 
 
 def _check(name: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int | None, ...], *, writeable: bool) -> None:
@@ -107,17 +108,22 @@ def augment(images_BHWC: np.ndarray, plan: Plan) -> None:
 
 
 def restart_interval(width: int, mcu_width: int) -> int:
-    """Return the number of MCUs (a JPEG's coding units) between restart markers that makes crops fast to decode.
+    """Return how many MCUs should lie between two restart markers of a JPEG, so that crops are fast to decode.
 
-    It divides the number of MCUs per row. Both widths are in pixels.
+    An MCU is a block of pixels that a JPEG codes as a unit. The returned number divides the number of MCUs per row.
+
+    Args:
+        width: width of the image in pixels.
+        mcu_width: width of an MCU in pixels.
     """
     return _library.vitkd_restart_interval(width, mcu_width)
 
 
 def with_restart_markers(jpeg: bytes) -> bytes | None:
-    """Rewrite a JPEG with restart markers, as one baseline scan of the same coefficients, without EXIF and the like.
+    """Rewrite a JPEG as one baseline scan with restart markers; keep its coefficients, and drop its metadata.
 
-    Returns None if it is damaged or cannot be written in this form.
+    Returns:
+        The new JPEG, or None if the original is damaged or cannot be written as a baseline JPEG.
     """
     written = np.empty(2 * len(jpeg) + 2**16, np.uint8)
     size = _library.vitkd_transcode(jpeg, len(jpeg), written.ctypes.data, len(written))
@@ -125,13 +131,14 @@ def with_restart_markers(jpeg: bytes) -> bytes | None:
 
 
 class Decoder:
-    """Open image file, decoded by crop rows.
+    """Decoder of the images in an open file.
 
-    Concurrent calls from several threads are safe if each has its own outputs and none is running during `close`.
+    Several threads may call `decode` at the same time if each call has its own output arrays. No call may be running
+    when `close` is called.
 
     Args:
-        path: file with the images' bytes at the offsets in `table`; nothing else is read.
-        table: STORED_DTYPE [number of images]; kept without a copy, and its `checked` is modified.
+        path: file that contains the bytes of each image at the offset given in `table`.
+        table: STORED_DTYPE [number of images]. It is not copied, and its field `checked` is modified.
     """
 
     fd: int | None = None
@@ -144,7 +151,7 @@ class Decoder:
         self._identity = self._look()
 
     def _look(self) -> list[tuple[int, ...]]:
-        """Return values that change when the open file, or the file now at its path, is modified or replaced."""
+        """Return values that change if the open file is modified, or if another file is moved to its path."""
         stats = [os.fstat(self.fd)]
         if os.path.exists(self._path):  # a file may be removed while it is open
             stats.append(os.stat(self._path))
@@ -152,9 +159,10 @@ class Decoder:
         return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
 
     def check_anew_if_changed(self) -> None:
-        """Check every image's CRC again if the file was modified or replaced since the last call.
+        """If the file was modified or replaced since the last call, check the CRC-32 of every image again.
 
-        A file that was only touched then passes, and a changed one fails image by image.
+        Each image is checked when it is decoded next. If its bytes have not changed, it passes, so changing only the
+        file's modification time does no harm.
         """
         identity = self._look()
         if identity != self._identity:
@@ -175,13 +183,14 @@ class Decoder:
 
         Args:
             rows: CROP_DTYPE [B], see `vitkd_ds.data.crops`.
-            images_BHWC: output, uint8 RGB [B, size, size, 3]; black if the status is not `DECODED`.
-            status_B: output, int32 [B]: `DECODED` or the fault of each image.
-            num_threads: number of threads, including the calling one; does not affect the result.
-            plan: augmentation of the same images.
+            images_BHWC: output, uint8 RGB [B, size, size, 3]. An image is black if its status is not `DECODED`.
+            status_B: output, int32 [B]: the status of each image.
+            num_threads: number of threads, including the calling thread. It does not affect the result.
+            plan: augmentation of these images; None leaves them as they are.
 
         Raises:
-            ValueError: wrong dtype, shape or strides of an array, no thread, or a closed decoder.
+            ValueError: an array has a wrong dtype, shape or memory layout, `size` or `num_threads` is out of range, or
+                the decoder is closed.
         """
         _check("rows", rows, CROP_DTYPE, (None,), writeable=False)
         size = images_BHWC.shape[1] if isinstance(images_BHWC, np.ndarray) and images_BHWC.ndim == 4 else None
@@ -203,9 +212,9 @@ class Decoder:
             raise ValueError(f"the decoder of {self._path!r} is closed. Create a new one.")
 
     def read_ahead(self, indices: np.ndarray, *, num_threads: int) -> np.ndarray:
-        """Read images into the page cache before they are decoded; return the seconds for each, float64 [N].
+        """Read images into the page cache before they are decoded; return each read's duration in seconds, float64 [N].
 
-        Read errors are ignored here; `decode` reports them.
+        Read errors are ignored here, because `decode` will report them.
 
         Args:
             indices: rows of the table, int64 [N].

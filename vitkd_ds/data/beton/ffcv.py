@@ -2,14 +2,16 @@
 
 This is the only module that imports ffcv. Importing FFCV affects the whole process. This module undoes these effects:
 
-* It calls ``torch.set_num_threads(1)``, and at the start of each epoch it sets torch's thread count to its number of
-  decoder threads, from another thread. This module replaces FFCV's setter by one that only records the number.
-* ``ffcv.fields.rgb_image`` builds a two-entry ``numba.typed.Dict``, whose compilation takes 2.8 of the import's 3.1
-  CPU-seconds. FFCV reads it only from plain Python, so it gets a plain dict.
-* It sets numba's thread count, which starts numba's thread pool. This package does not use that pool, and if processes
-  are forked later, as in packing, the pool would hang at interpreter exit.
+* FFCV calls ``torch.set_num_threads(1)`` when it is imported. At the start of each epoch, it also sets torch's thread
+  count to the number of its decoder threads, from another thread. This module restores the thread count after the
+  import. It replaces the function that FFCV calls for each epoch by one that only records the number.
+* ``ffcv.fields.rgb_image`` builds a ``numba.typed.Dict`` with two entries. Compiling it takes 2.8 of the 3.1
+  CPU-seconds of the import. This module replaces it by a plain dict, because FFCV reads it only in plain Python code.
+* FFCV sets numba's thread count, which starts numba's thread pool. This package does not use the pool. If processes are
+  forked later, as in packing, the pool would hang when the interpreter exits. During the import, this module replaces
+  the function that sets the count by one that does nothing.
 
-A stock FFCV loader in the same process still works, with numba's default thread count.
+An unmodified FFCV loader in the same process still works, with numba's default thread count.
 """
 
 # ruff: noqa: F401
@@ -49,20 +51,20 @@ def _note_num_threads(compiler: type, num_threads: int) -> None:
 Compiler.set_num_threads = classmethod(_note_num_threads)
 
 BATCHES_AHEAD = 3
-"""Micro-batches decoded ahead; FFCV's ring has two more."""
+"""Number of micro-batches that are decoded ahead. FFCV's ring of buffers holds two more."""
 POLL_S = 1.0
-"""Interval in seconds at which a waiting reader checks that the decoding thread is alive."""
+"""Interval in seconds at which `take`, while it waits, checks that the decoding thread is alive."""
 
 
 class DecodingThread(EpochIterator):
-    """FFCV's thread, which decodes the samples of one pass ahead of its reader, and always ends.
+    """FFCV's thread that decodes the samples of one pass ahead of the loop; changed so that it always ends.
 
-    FFCV's own iterator hangs if its thread has died. Its thread hangs if nobody takes the last micro-batch, and leaks
-    with its buffers if a loop is left early.
+    In FFCV itself, the loop hangs if the thread has died, and the thread hangs if the last micro-batch is never taken.
+    If a loop ends early, FFCV never frees the thread and its buffers.
     """
 
     error: BaseException | None = None
-    """Error that ended the thread."""
+    """Error that ended the thread, or None."""
 
     def __init__(self, loader: FFCVLoader, order: np.ndarray) -> None:
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
@@ -79,7 +81,7 @@ class DecodingThread(EpochIterator):
             self.error = error
 
     def take(self) -> tuple | None:
-        """Return the next micro-batch, or None at the end; raise RuntimeError if the thread has died."""
+        """Return the next micro-batch, or None after the last one; raise RuntimeError if the thread has died."""
         while True:
             alive = self.is_alive()  # checked first, so that batches queued before its death are still returned
             try:
@@ -91,7 +93,7 @@ class DecodingThread(EpochIterator):
                     raise RuntimeError(found) from self.error
 
     def shut(self) -> None:
-        """Stop the thread and wait for it; it finishes at most its current micro-batch."""
+        """Stop the thread, and wait until it has ended. It may still finish the micro-batch that it is decoding."""
         self.iter_ixes = iter(())
         self.close()
         # The garbage collector may call this in the thread itself, which cannot join itself. The thread only needs
@@ -109,16 +111,16 @@ class DecodingThread(EpochIterator):
 
 
 class _NoMemory(nullcontext):
-    """Empty replacement for FFCV's memory manager and its context, as our operation reads the file itself.
+    """Replacement for FFCV's memory manager and its context. It does nothing, because our operation reads the file.
 
-    FFCV's own keeps a Python set per image (700 MB for ImageNet) and maps the file, which crashes the process if
-    another one truncates it.
+    FFCV's memory manager keeps a Python set for each image, which takes 700 MB for ImageNet. It also maps the file into
+    memory. If another process truncates a mapped file, this process crashes.
     """
 
     state_type = state = None
 
     def compile_reader(self):
-        """Do nothing, because nothing reads through FFCV."""
+        """Do nothing, because our operation does not read the file through FFCV."""
 
     def schedule_epoch(self, batches):
         """Load nothing, and return this object as the context of the epoch."""
@@ -129,7 +131,7 @@ class _NoMemory(nullcontext):
 
 
 class TamedLoader(FFCVLoader):
-    """FFCV's loader of a .beton with a single operation, which reads and decodes."""
+    """FFCV's loader of a .beton with a single operation, which reads and decodes the images."""
 
     def __init__(self, path: Path, operation: Operation, *, micro_batch_size: int, num_workers: int):
         # Do not call super().__init__: it always builds FFCV's own memory manager.
@@ -149,7 +151,7 @@ class TamedLoader(FFCVLoader):
         self.reader.alloc_table = None  # frees 24 bytes per image; the decoder's table has this data
 
     def generate_code(self) -> None:
-        """Let FFCV generate its pipeline code without compiling it, since our operation is already compiled."""
+        """Let FFCV generate the code of its pipeline without compiling it; our operation is already compiled."""
         was_enabled = Compiler.is_enabled
         Compiler.set_enabled(False)
         try:
@@ -160,7 +162,7 @@ class TamedLoader(FFCVLoader):
     def results(self, samples: np.ndarray) -> Iterator[tuple]:
         """Yield the operation's results for the samples, in order, one micro-batch at a time.
 
-        They are views of FFCV's ring of buffers, valid until the next one is requested.
+        A result consists of views of FFCV's ring of buffers. It is valid until the next result is requested.
         """
         if len(samples) == 0:
             return

@@ -1,9 +1,11 @@
-"""Read, write and check a .beton's header and tables, and compare its side file.
+"""Read, write and check a .beton's header and tables; compare them with its side file.
 
-A ``<name>.beton`` has two FFCV fields, ``image`` (RGB) and ``label`` (integer). FFCV's format stores no class names and
-no checksums: if a .beton lacks its last byte, training silently uses a wrong image. So ``<name>.beton.json`` stores the
-classes, the size in bytes, the CRC32 of all tables, and length and CRC32 of every image; `check_beton` rejects a
-mismatch. It neither imports FFCV nor reads images, so it takes milliseconds (a tenth of a second for ImageNet).
+A ``<name>.beton`` has two FFCV fields, ``image`` (RGB) and ``label`` (integer). FFCV's format stores neither class
+names nor checksums. If a .beton lacks its last byte, for example, training with FFCV silently uses a wrong image.
+Therefore, each .beton has a side file: the JSON file ``<name>.beton.json`` in the same folder. It stores the class
+names, the size of the .beton in bytes, the CRC32 of its tables, and the length and CRC32 of every image. `check_beton`
+raises an error if the two files do not match. It takes milliseconds (a tenth of a second for ImageNet), because it
+neither imports FFCV nor reads the images.
 """
 
 import os
@@ -18,13 +20,16 @@ from vitkd_ds.data.beton.side_file import SIDE_KEYS, BetonInfo, read_side, refus
 
 SUFFIX = ".beton"
 FFCV_FORMAT = 2
-"""Header version of every .beton that FFCV 1.0 writes and reads."""
+"""Version number in the header of every .beton that FFCV 1.0 writes and reads."""
 FIELDS = (("image", 2), ("label", 1))
 """Name and FFCV type number of each field, in file order: RGBImageField and IntField."""
 PAGE_BYTES = 8 * 2**20
-"""FFCV's default page size in bytes. Images do not cross pages, so one larger image makes all pages larger."""
+"""FFCV's default page size in bytes.
+
+An image lies within one page, so an image above this size makes all pages larger.
+"""
 JPEG_MODE, RAW_MODE = 0, 1
-"""FFCV's modes of images stored as JPEG and as pixels."""
+"""FFCV's numbers for images stored as JPEG and for images stored as raw pixels."""
 
 HEADER_DTYPE = np.dtype(
     {
@@ -42,7 +47,7 @@ METADATA_DTYPE = np.dtype(
         "itemsize": 24,
     }
 )
-"""Row of the table after the field descriptors: FFCV's two fields, with the label aligned to 8 bytes."""
+"""Row of the table after the field descriptors, one per image: FFCV's two fields. The label is aligned to 8 bytes."""
 ALLOCATION_DTYPE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
 """Row of the table at the end of the file, one per image."""
 STORED_DTYPE = np.dtype(
@@ -52,10 +57,11 @@ STORED_DTYPE = np.dtype(
     },
     align=True,
 )
-"""One stored image for the compiled decoder: offset and size in bytes, height and width in pixels, and mode.
+"""One stored image, for the compiled decoder. Offset and size are in bytes, height and width in pixels.
 
-If `has_crc` is 1 and `checked` is 0, the decoder compares `crc32` with the image's bytes, then sets `checked` to 1. If
-`thorough` is 1, it reads a JPEG completely up to the end of the crop, even if restart markers would allow skipping.
+`mode` is JPEG_MODE or RAW_MODE. If `has_crc` is 1 and `checked` is 0, the decoder compares `crc32` with the image's
+bytes. If they match, it sets `checked` to 1. If `thorough` is 1, the decoder reads a JPEG completely up to the end of
+the crop, even if restart markers would allow it to skip parts.
 """
 METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 COPY_AGAIN = "copy it again, or pack it again"
@@ -82,11 +88,11 @@ def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, 
 
     Args:
         images: array with the fields offset, size, height, width and mode of each image, such as STORED_DTYPE [N].
-        labels: integers [N], indices in the classes.
+        labels: label of each image, integers [N].
 
     Returns:
         The first bytes of the file (header, field descriptors, metadata), its last bytes (allocations), and the offset
-        of the latter.
+        of the last bytes.
     """
     descriptors = np.zeros(len(FIELDS), FIELD_DTYPE)
     for descriptor, (name, type_id) in zip(descriptors, FIELDS):
@@ -108,7 +114,12 @@ def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, 
 
 
 def _read_header(path: Path, head: bytes, size: int) -> np.void:
-    """Parse the header in the first bytes of a .beton, and check its fields and the file's `size` in bytes."""
+    """Return the header in the first bytes of a .beton; raise ValueError if its fields or the file's size are wrong.
+
+    Args:
+        head: first bytes of the file.
+        size: size of the whole file in bytes.
+    """
     if len(head) < HEADER_DTYPE.itemsize:
         raise refuse(path, "be an FFCV .beton", f"has only {size} bytes")
     header = np.frombuffer(head, HEADER_DTYPE, count=1)[0]
@@ -138,7 +149,7 @@ def read_tables(path: Path) -> Tables:
     """Read header and tables of a .beton.
 
     Raises:
-        ValueError: not an FFCV file, other fields, no images, or a truncated file.
+        ValueError: the file is not an FFCV file, has other fields, contains no images, or is truncated.
         Unreadable: the disk failed.
     """
     with open(path, "rb") as file:
@@ -155,7 +166,7 @@ def read_tables(path: Path) -> Tables:
 
 
 def check_beton(path: str | Path) -> BetonInfo:
-    """Check a .beton and its side file as `read_beton` does, and return its description."""
+    """Check a .beton and its side file as `read_beton` does, and return only the file's description."""
     return read_beton(path)[0]
 
 
@@ -163,11 +174,12 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
     """Check a .beton and its side file without reading the images, and locate the images.
 
     Returns:
-        The file's description; STORED_DTYPE [num_images]; labels int64 [num_images], indices in its classes.
+        The file's description; the location and checksum of each image, STORED_DTYPE [num_images]; and the label of
+        each image, int64 [num_images].
 
     Raises:
-        ValueError: the file is missing, unfinished, not a .beton, empty or truncated, or it lacks its side file or
-            differs from it.
+        ValueError: the .beton is missing, unfinished, empty, truncated or of another format, or its side file is
+            missing or does not match it.
         Unreadable: the disk failed.
     """
     path = Path(path)
@@ -198,12 +210,12 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
 
 
 def stored_images(path: Path, tables: Tables) -> np.ndarray:
-    """Locate each image by the tables of a .beton: STORED_DTYPE [num_images], without CRC32s.
+    """Return the location of each image from the tables of a .beton: STORED_DTYPE [num_images], without CRC32s.
 
     Raises:
-        ValueError: an image's mode or size is invalid, or it is not between the tables.
+        ValueError: an image has an invalid mode or size, or is not stored between the tables.
     """
-    # FFCV's writer lists allocations in the order of completion by its processes.
+    # FFCV's writer lists allocations in the order in which its processes finish them.
     places = tables.allocations[np.argsort(tables.allocations["sample"], kind="stable")]
     images = np.zeros(len(places), STORED_DTYPE)
     for key in ("offset", "height", "width", "mode"):
@@ -228,7 +240,7 @@ def stored_images(path: Path, tables: Tables) -> np.ndarray:
 
 
 def check_labels(path: Path, labels: np.ndarray, *, num_classes: int) -> None:
-    """Raise ValueError unless all labels of a .beton are class indices, or 0 without classes."""
+    """Raise ValueError if a label of a .beton is not an index of a class. Without classes, all labels must be 0."""
     wrong = np.flatnonzero((labels < 0) | (labels >= max(1, num_classes)))
     if len(wrong):
         found = f"that of image {wrong[0]} is {labels[wrong[0]]}"
@@ -236,7 +248,7 @@ def check_labels(path: Path, labels: np.ndarray, *, num_classes: int) -> None:
 
 
 def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:
-    """Return a hash that changes with the images' numbers, labels and offsets."""
+    """Return a hash of the labels and offsets of all images, in order."""
     return zlib.crc32(labels.tobytes(), zlib.crc32(images["offset"].tobytes()))
 
 

@@ -1,8 +1,9 @@
 """Read images ahead of decoding, for slow disks such as network disks.
 
-The decoder has one thread per CPU, so each read that waits leaves a CPU idle. Here many threads wait concurrently, and
-the images are in the page cache when the decoder needs them. If they are already cached, or the disk is fast, only a
-few images per micro-batch are read twice.
+The decoder has one thread per CPU, so a CPU is idle while a decoder thread waits for the disk. Here, many threads read
+at the same time, so that the images are in the page cache when the decoder needs them. First, only a few images of each
+micro-batch are read. If this is fast, because the images are already cached or the disk is fast, the other images of
+the micro-batch are not read ahead.
 """
 
 import threading
@@ -13,17 +14,23 @@ import numpy as np
 from vitkd_ds.data.beton.decode import Decoder
 
 BATCHES = 8
-"""Number of micro-batches to read ahead of the last one taken."""
+"""Number of micro-batches to read ahead of the last one that the training loop has taken."""
 READERS = 64
 """Number of reading threads, which wait most of the time."""
 PROBES = 8
-"""Images per micro-batch whose read times decide whether the disk is slow."""
+"""Number of images per micro-batch whose median read time decides whether the disk is slow."""
 SLOW_S = 2e-4
-"""Seconds per image from which a disk counts as slow. Decoding takes about 0.65 ms, and a cached read 0.02 ms."""
+"""Median read time per image, in seconds, from which the disk counts as slow.
+
+Decoding an image takes about 0.65 ms, and reading a cached image takes 0.02 ms.
+"""
 
 
 class ReadAhead(threading.Thread):
-    """Thread that reads some micro-batches ahead of `taken`, within a `with` block."""
+    """Thread that reads the images of the next micro-batches; it runs within a `with` block.
+
+    The training loop calls `taken` for each micro-batch that it takes.
+    """
 
     def __init__(self, decoder: Decoder, indices: np.ndarray, *, micro_batch_size: int) -> None:
         super().__init__(daemon=True, name="read ahead")
@@ -35,7 +42,7 @@ class ReadAhead(threading.Thread):
         self._changed = threading.Condition()
 
     def run(self) -> None:
-        """Read micro-batches in order, except those already taken."""
+        """Read the micro-batches in order; skip those that the training loop has already taken."""
         for number, first in enumerate(range(0, len(self._indices), self._size)):
             with self._changed:
                 while number >= self._taken + BATCHES and not self._is_over:
@@ -50,7 +57,7 @@ class ReadAhead(threading.Thread):
                 self._decoder.read_ahead(soon[PROBES:], num_threads=READERS)
 
     def taken(self) -> None:
-        """Record that one more micro-batch was taken."""
+        """Record that the training loop has taken one more micro-batch."""
         with self._changed:
             self._taken += 1
             self._changed.notify()

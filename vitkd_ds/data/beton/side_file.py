@@ -1,6 +1,7 @@
-"""The side file ``<name>.beton.json``: classes, settings and checksums of a .beton.
+"""Read and write the side file ``<name>.beton.json``, a JSON file next to a .beton.
 
-FFCV's format stores none of these. `vitkd_ds.data.beton.format` compares the side file with the .beton's own tables.
+It stores the class names, the settings of packing, and checksums, because FFCV's format stores none of these.
+`vitkd_ds.data.beton.format` compares the side file with the tables in the .beton.
 """
 
 import base64
@@ -13,7 +14,7 @@ import numpy as np
 from vitkd_ds.config.reading import load_json
 
 SIDE_FORMAT = 2
-"""Version of the side file; incremented when a key changes its meaning."""
+"""Version of the side file's format. It is incremented when the meaning of a key changes."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class BetonInfo:
     bytes: int
     """Size of the .beton in bytes."""
     write_mode: str
-    """jpg, raw or proportion (half of the images each)."""
+    """How images are stored: jpg, raw (pixels), or proportion (half of the images as JPEG, half as pixels)."""
     max_resolution: int
-    """Maximum longer side during packing, in pixels; 0 means unlimited."""
+    """Maximum length of an image's longer side when it was packed, in pixels; 0 means no limit."""
     short_side: int
-    """Shorter side to which larger images were scaled down, in pixels; 0 means no scaling."""
+    """Length of the shorter side to which larger images were scaled down, in pixels; 0 means no scaling."""
     quality: int
     """JPEG quality of images encoded during packing; 0 for a file written by stock FFCV (`vitkd-ds adopt`)."""
     passthrough: int
-    """Number of images stored as their original JPEG, possibly with restart markers; the others were encoded."""
+    """Number of images stored as the original JPEG, perhaps with added restart markers. All others were encoded."""
     shuffled: bool
     """True if images are in random order, False if sorted by class."""
     max_height: int
@@ -45,12 +46,15 @@ class BetonInfo:
 
 SIDE_KEYS = tuple(f.name for f in fields(BetonInfo) if f.name != "path")
 TABLE_KEYS = ("tables_crc32", "lengths", "crc32s")
-"""Keys of the checksum of the .beton's tables, and of the images' lengths and CRC32s in order.
+"""Keys of the CRC32 of the .beton's tables, of the images' lengths, and of the images' CRC32s.
 
-The latter two are base64 of little-endian 32-bit integers.
+The lengths and the images' CRC32s are little-endian 32-bit integers in the order of the images, encoded as base64.
 """
 SOURCE_KEY = "source"
-"""Key of the source's fingerprint, without its path; missing in files from versions before 0.4 and in the demo's."""
+"""Key of the fingerprint of the source that was packed. The source's path does not affect the fingerprint.
+
+The key is missing in files from versions before 0.4 and in the demo's files.
+"""
 
 
 def side_path(path: Path) -> Path:
@@ -68,16 +72,16 @@ def side_text(info: BetonInfo, *, tables_crc32: int, lengths: np.ndarray, crc32s
 
 
 def refuse(path: Path, must: str, found: str, remedy: str = "pack the images again") -> ValueError:
-    """Build the error for an invalid file, from requirement, finding and remedy."""
+    """Return the ValueError "PATH must MUST, but FOUND: REMEDY" for an invalid file."""
     return ValueError(f"{str(path)!r} must {must}, but {found}: {remedy}")
 
 
 def read_side(path: Path) -> dict:
-    """Read and check the side file of a .beton.
+    """Read and check the side file of a .beton; return its values by key.
 
     Raises:
-        ValueError: it is missing, damaged or of another version.
-        Unreadable: the disk failed.
+        ValueError: the side file is missing or damaged, or its format has another version.
+        Unreadable: the disk failed at every attempt.
     """
     side = side_path(path)
     if not side.is_file():
@@ -99,7 +103,7 @@ def read_side(path: Path) -> dict:
     wrong += [SOURCE_KEY] if not isinstance(values.get(SOURCE_KEY, ""), str) else []
     names = values["classes"]
     if wrong or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise refuse(side, "have values of the right types", f"{', '.join(wrong) or 'classes'} has another")
+        raise refuse(side, "have values of the right types", f"{', '.join(wrong) or 'classes'} has another type")
     if len(set(names)) != len(names):
         raise refuse(side, "list each class once", "lists one twice")
     for key in ("lengths", "crc32s"):

@@ -1,9 +1,10 @@
 """Training backend for .betons: FFCV's loader with our decoder as its only operation.
 
-FFCV passes each micro-batch's slice of the order to an operation; our order has a SAMPLE_DTYPE row per image
-(`vitkd_ds.data.order`) instead of an image number. Our operation draws crops (`vitkd_ds.data.crops`), then decodes
-(`vitkd_ds.data.beton.decode`) and augments in one call of compiled code, without the GIL. FFCV provides the thread that
-works ahead, the ring of pinned buffers, and CUDA streams.
+FFCV calls our operation once per micro-batch, with a slice of the order. In FFCV, an order consists of image numbers;
+here it consists of SAMPLE_DTYPE rows (`vitkd_ds.data.order`). Our operation first draws the crops
+(`vitkd_ds.data.crops`). One call of compiled code then decodes (`vitkd_ds.data.beton.decode`) and augments the images,
+without the GIL. FFCV provides the thread that works ahead of the training loop, the ring of pinned buffers, and CUDA
+streams.
 """
 
 import os
@@ -24,13 +25,13 @@ from vitkd_ds.data.beton.read_ahead import ReadAhead
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 
 READ_AHEAD = 8
-"""Number of micro-batches to prefetch file pages for, in a quasi-random order."""
+"""Number of micro-batches whose file pages are prefetched, in a quasi-random order."""
 
 
 class CropDecoder(Operation):
-    """FFCV operation from samples to uint8 RGB images [micro-batch, size, size, 3] and an int32 status for each.
+    """FFCV operation that maps samples to uint8 RGB images [micro-batch, size, size, 3] and their int32 statuses.
 
-    `vitkd_ds.data.beton.decode` defines the statuses; an image with a status other than DECODED is black.
+    `vitkd_ds.data.beton.decode` defines the statuses. An image is black if its status is not DECODED.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class CropDecoder(Operation):
         self.num_threads = num_threads
 
     def declare_state_and_memory(self, previous_state):
-        """Request FFCV's two output buffers, by their shapes per image."""
+        """Request two output buffers from FFCV, given their shapes and dtypes for one image."""
         size = self.crops.size
         image = AllocationQuery((size, size, 3), np.dtype("u1"))
         status = AllocationQuery((), np.dtype("i4"))
@@ -54,7 +55,7 @@ class CropDecoder(Operation):
         return lambda samples, buffers, metadata, storage_state: self.decode(samples, *buffers)
 
     def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Decode samples into the given arrays, and return the arrays."""
+        """Decode samples into the given arrays, and return these arrays."""
         stored = self.decoder.table[samples["index"]]
         rows = self.crops.rows(samples, stored["height"], stored["width"])
         size = self.crops.size
@@ -66,8 +67,8 @@ class CropDecoder(Operation):
 class CropLoader(TamedLoader):
     """Images of a .beton through FFCV's loader with one `CropDecoder`; implements `vitkd_ds.data.images.Images`.
 
-    Memory per rank: ``5 x micro-batch x size x size x 3`` bytes for the ring of buffers, 161 MiB (measured) for a file
-    with 1.28 million images, and scratch space for a few crops per thread.
+    Memory per rank: the ring of buffers takes ``5 x micro-batch x size x size x 3`` bytes. A file with 1.28 million
+    images takes a further 161 MiB (measured). Each thread also needs scratch space for a few crops.
     """
 
     skippable = IMAGE_FAULTS
@@ -104,17 +105,17 @@ class CropLoader(TamedLoader):
         self.decoder.close()
 
     def pages(self) -> dict[str, Any]:
-        """Return image offsets and page size, for `vitkd_ds.data.order.quasi_random_order`."""
+        """Return the first three arguments of `vitkd_ds.data.order.quasi_random_order`."""
         offsets_N = self.decoder.table["offset"]
         return {"offsets_N": offsets_N, "file_bytes": os.stat(self.fname).st_size, "page_bytes": self._page_bytes}
 
     def is_there(self, index: int) -> bool:
-        """Return whether the file is long enough to contain an image."""
+        """Return whether the file is long enough to contain image `index`."""
         image = self.decoder.table[index]
         return int(image["offset"]) + int(image["size"]) <= os.fstat(self.decoder.fd).st_size
 
     def reason(self, index: int, status: int) -> str:
-        """Return an image's fault."""
+        """Return why an image was not decoded, as the end of a sentence that starts with "image 7"."""
         return STATUS_TEXT[status]
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +126,7 @@ class CropLoader(TamedLoader):
         return self.operation.decode(samples, images_BHWC, status_B)
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode samples in order, some micro-batches ahead; each is valid until the next is requested."""
+        """Yield micro-batches of samples in order, decoded ahead; each is valid until the next one is requested."""
         self.decoder.check_anew_if_changed()
         source = self.results(samples)
         return (
@@ -133,14 +134,14 @@ class CropLoader(TamedLoader):
         )
 
     def _reading_ahead(self, source: Iterator, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield micro-batches while a thread reads ahead if the disk is slow."""
+        """Yield the micro-batches of `source`, while a thread reads the images of later ones if the disk is slow."""
         with closing(source), ReadAhead(self.decoder, samples["index"], micro_batch_size=self.batch_size) as ahead:
             for micro_batch in source:
                 ahead.taken()
                 yield micro_batch
 
     def _asking_for_pages(self, source: Iterator, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield micro-batches, and ask the operating system to prefetch the file pages of the next ones."""
+        """Yield the micro-batches of `source`; ask the operating system to prefetch the file pages of later ones."""
         asked: set[int] = set()
         with closing(source):
             for first in range(0, len(samples), self.batch_size):

@@ -1,7 +1,7 @@
 """Verify stored images: compare their CRC32, and decode them with the training decoder.
 
-FFCV trusts its files: for an image that it cannot decode, it silently returns another image's pixels with this image's
-label. So packing publishes a file only after this check.
+FFCV does not check its files. If it cannot decode an image, it silently returns the pixels of another image with the
+label of this one. Therefore, packing gives a file its final name only after this check.
 """
 
 import itertools
@@ -20,15 +20,15 @@ from vitkd_ds.data.beton.format import JPEG_MODE, STORED_DTYPE
 from vitkd_ds.data.crops import BILINEAR, CROP_DTYPE
 
 CHECK_SIZE = 8
-"""Output size in pixels; small, so that nearly all time goes into the full decode."""
+"""Height and width of the output in pixels; small, so that nearly all time is spent on decoding."""
 CHUNK = 256
-"""Images per decoder call."""
+"""Number of images per call of the decoder."""
 
 
 def damaged_images(path: Path, images: np.ndarray, *, num_threads: int) -> Iterator[tuple[int, str]]:
-    """Read and decode every image, and yield the row and fault of each that fails or whose CRC32 differs.
+    """Read and decode every image; yield the row and a reason for each image that is damaged or has another CRC32.
 
-    The fault is the end of a sentence that starts with "image 7".
+    The reason is the end of a sentence that starts with "image 7".
     """
     decoder = Decoder(path, images.copy())
     with closing(decoder), tqdm(total=len(images), unit="img", desc="verifying", disable=None) as progress:
@@ -52,7 +52,7 @@ def damaged_images(path: Path, images: np.ndarray, *, num_threads: int) -> Itera
 def jpeg_status(content: bytes, *, height: int, width: int) -> int:
     """Check a JPEG of this size with the training decoder; return a status of `vitkd_ds.data.beton.decode`.
 
-    Only the last pixel is produced. It needs all coefficients, and so shows any damage.
+    The result has only the last pixel. To compute it, the decoder must read all coefficients, so it finds any damage.
     """
     image = np.zeros(1, STORED_DTYPE)
     row = np.zeros(1, CROP_DTYPE)
@@ -79,14 +79,16 @@ def jpeg_status(content: bytes, *, height: int, width: int) -> int:
 
 
 def check_jpeg(content: bytes, *, height: int, width: int) -> bool:
-    """Find damage inside a JPEG, which Pillow ignores: it shows the pixels that libjpeg invents.
+    """Raise ValueError if a JPEG is damaged inside.
 
-    This detects missing scans, codes and markers, invalid codes and markers, and surplus bytes. It does not detect
-    damage that forms other valid codes. In ImageNet photographs, it detected 16 % of 600 flipped bits, and 90 % of 600
-    runs of 512 zero bytes.
+    Pillow ignores such damage and returns pixels that libjpeg makes up. This function detects missing scans, missing or
+    invalid codes and markers, and surplus bytes. It does not detect damage that results in other valid codes. In
+    ImageNet photographs, it detected 16 % of 600 flipped bits, and 90 % of 600 cases in which 512 bytes were set to
+    zero.
 
     Returns:
-        Whether the training decoder can read the JPEG; then at most the end marker is missing.
+        True if the training decoder can read the JPEG, which is then complete, perhaps except for its end marker. False
+        if the decoder cannot read it, for example because of its colours.
 
     Raises:
         ValueError: the JPEG is damaged, or of a kind that libjpeg does not support.
@@ -100,7 +102,7 @@ def check_jpeg(content: bytes, *, height: int, width: int) -> bool:
 def checksums(path: Path, images: np.ndarray, *, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the length in bytes and the CRC32 of each image: int64 and uint32 [N].
 
-    If the file ends inside an image, its length is less than its `size`.
+    If the file ends inside an image, the returned length of this image is less than its field `size`.
 
     Args:
         images: array with the fields offset and size.

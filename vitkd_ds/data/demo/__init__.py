@@ -1,9 +1,9 @@
 """Demo images in the package: a balanced subset of Fashion-MNIST.
 
-`demo_beton` unpacks the archive to a cache folder, from which both backends read. The archive contains two .betons with
-their side files: 6,000 images of 28 x 28 pixels for training and 2,000 for validation, made by
-`benchmarks/fashion_mnist.py`. Fashion-MNIST is by Zalando SE, under the MIT licence (`demo/LICENSE`). This folder also
-contains the packaged teacher, which `vitkd_ds.models.build` reads.
+`demo_beton` unpacks the archive to a cache folder, from which both backends read. The archive contains two .beton
+files, made by `benchmarks/fashion_mnist.py`, and the JSON file that belongs to each: 6,000 images of 28 x 28 pixels for
+training and 2,000 for validation. Fashion-MNIST is by Zalando SE, under the MIT licence (`demo/LICENSE`). This folder
+also contains the packaged teacher, which `vitkd_ds.models.build` reads.
 """
 
 import fcntl
@@ -20,17 +20,18 @@ CLASSES = (
     *"0_t_shirt_top 1_trouser 2_pullover 3_dress 4_coat".split(),
     *"5_sandal 6_shirt 7_sneaker 8_bag 9_ankle_boot".split(),
 )
-"""Class names in Fashion-MNIST's label order; the leading number keeps this order when sorted."""
+"""Class names in Fashion-MNIST's label order. They start with a number, so that sorting does not change the order."""
 ARCHIVE = Path(__file__).with_name("fashion_mnist.zip")
 
 
 def demo_beton(split: str) -> Path:
-    """Return the cached .beton of the demo's train or val images; the first call unpacks it.
+    """Return the path of the demo's .beton of a split in the cache folder; unpack the .beton if it is not there.
 
-    Processes may call this concurrently: one unpacks, the others wait. A damaged cached file is unpacked again.
+    Several processes may call this function at the same time: one unpacks, and the others wait. If the file in the
+    cache is damaged, it is unpacked again.
 
     Raises:
-        ValueError: unknown split, or a cache folder that cannot be written.
+        ValueError: `split` is neither "train" nor "val", or the cache folder cannot be written.
     """
     if split not in ("train", "val"):
         raise ValueError(f"split must be one of train, val, got {split!r}")
@@ -59,7 +60,7 @@ def cache_dir() -> Path:
 
 
 def _unpack(archive: bytes, path: Path) -> None:
-    """Write the .beton and its side file atomically, synced to disk."""
+    """Unpack the .beton and its JSON file. Each is written and synced under a temporary name, then renamed."""
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         for target in (side_path(path), path):
             with open(partial_path(target), "wb") as file:

@@ -1,8 +1,8 @@
 """Image sources for packing and for the torchvision backend.
 
-Start reading at `open_source`, which detects the kind. There is one module per kind; `source` defines their interface.
-Nothing is unpacked: tar members are read at their offsets, so a file name inside an archive never becomes a path on
-this machine.
+Start reading at `open_source`, which detects the kind of a source. `source` defines the interface of all kinds, and the
+other modules implement them. Archives are not unpacked: their members are read at their offsets in the file, so a file
+name inside an archive never becomes a path on this machine.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,13 @@ KINDS: dict[str, tuple[Callable[[Path], bool], Callable[..., Source], str]] = {
     "Hugging Face save_to_disk folder": (has_arrow, open_hugging_face, "split"),
     "folder of parquet files": (has_parquet, open_hugging_face, "split"),
 }
-"""Kind of source to its test for a path, its opener, and the name of the one option that it accepts ("" if none)."""
+"""Maps each kind of source to a test, a function that opens it, and the name of an option.
+
+The test returns whether a path is of this kind. The option is the only one that applies to this kind ("" if none does).
+"""
 
 NO_LABELS = "none"
-"""Value of --labels for a folder of images without classes."""
+"""Value of --labels for a folder of images that have no classes."""
 
 __all__ = ["KINDS", "NO_LABELS", "Source", "SourceKind", "open_source"]
 
@@ -35,13 +38,15 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
     """Detect the kind of `src`, and list its images.
 
     Args:
-        labels: file with the labels of ImageNet's validation images; "none" lists a folder's images without labels.
-        classes: file with a class name per line in label order, or a .beton; for class folders and WebDataset tars.
-        split: split to read if a Hugging Face folder has several.
+        labels: file with the labels of ImageNet's validation images. "none" means that `src` is a folder of images
+            without labels.
+        classes: file that lists the classes of class folders or WebDataset tars: a text file with a class name per line
+            in label order, or a .beton.
+        split: name of the split to read if a Hugging Face folder has several.
 
     Raises:
-        ValueError: `src` does not exist, is of no known kind or ambiguous, does not accept an option, or has invalid
-            content.
+        ValueError: `src` does not exist, its kind is unknown or ambiguous, an option does not apply to this kind, or
+            the content of `src` is invalid.
     """
     options = {"labels": labels, "classes": classes, "split": split}
     if kind := _kind_of_others(str(src)):
@@ -49,7 +54,7 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
             raise ValueError(f"{given[0]} does not apply to {str(src)!r}, a source of another package. Omit it.")
         return kind.open(str(src))
     path = Path(src)
-    must = f"src must be one of: {'; '.join(KINDS)}, found"
+    must = f"src must be one of these: {'; '.join(KINDS)}. Found"
     if not path.exists() and not any(sign in str(src) for sign in "*?[{"):  # characters of a pattern of tars
         raise ValueError(f"{str(src)!r} does not exist. Check the path.")
     if labels == NO_LABELS:
@@ -59,10 +64,10 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
     fitting = [kind for kind, (fits, _, _) in KINDS.items() if fits(path)]
     if len(fitting) != 1:
         what = "a folder" if path.is_dir() else "a file" if path.exists() else "a pattern"
-        found = f"signs of {' and of '.join(fitting)}" if fitting else f"{what} that is none of them"
-        remedy = "give one of them"
+        found = f"signs of {' and of '.join(fitting)}" if fitting else f"{what} that is none of these"
+        remedy = "pass the path of one of these"
         if has_loose_images(path):
-            found += ", but holds images without a class"
+            found += ", but contains images without a class"
             remedy = f"pack them without labels (vitkd-ds pack SRC DST --labels {NO_LABELS}), move them into a folder "
             remedy += "per class, or give ImageNet's validation tar itself, with --labels"
         raise ValueError(f"{must} {found} at {str(src)!r}: {remedy}")
@@ -74,6 +79,6 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
 
 
 def _kind_of_others(src: str) -> SourceKind | None:
-    """Return the first kind from other installed packages that fits a source, or None."""
+    """Return the first kind of source that accepts `src` and belongs to another installed package, or None."""
     kinds = map(entry_points.load, entry_points.installed("sources"))
     return next((kind for kind in kinds if kind.fits(src)), None)

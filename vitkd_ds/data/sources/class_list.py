@@ -1,4 +1,4 @@
-"""Read the class list of `--classes`, which defines the labels: a text file or a .beton."""
+"""Read the file of `--classes`, a text file or a .beton that lists the classes."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,12 +8,12 @@ from vitkd_ds.data.beton.side_file import read_side
 
 
 def read_classes(file: str) -> tuple[str, ...]:
-    """Read class names in label order, from a text file with one per line, or from the side file of a .beton.
+    """Return the class names in label order, from a text file with one name per line or from a .beton.
 
-    Blank lines are ignored.
+    Blank lines of a text file are ignored. The names of a .beton are in the JSON file next to it.
 
     Raises:
-        ValueError: the file cannot be read, has no class, or lists one twice.
+        ValueError: the file cannot be read, lists no class, or lists a class twice.
     """
     path = Path(file)
     if path.suffix == SUFFIX:

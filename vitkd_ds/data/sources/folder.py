@@ -1,4 +1,4 @@
-"""Folders of images: one per class as in torchvision's ImageFolder, or without labels."""
+"""Folders of images: with a folder per class, as in torchvision, or without labels."""
 
 import logging
 import os
@@ -19,11 +19,11 @@ from vitkd_ds.data.sources.source import Source, is_image, warn_of_left_out
 logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test")
-"""Usual names of the parts of a data set, each with a folder per class."""
+"""Usual names of the folders of a data set's splits, each of which contains a folder per class."""
 
 
 def has_class_folders(src: Path) -> bool:
-    """Return whether some folder in `src` contains an image; stop at the first one."""
+    """Return whether a folder in `src` contains an image, at any depth. The search stops at the first image."""
     if not src.is_dir():
         return False
     visited = {_identity(src): str(src)}
@@ -32,23 +32,24 @@ def has_class_folders(src: Path) -> bool:
 
 
 def has_loose_images(src: Path) -> bool:
-    """Return whether `src` itself contains images, which no folder gives a class."""
+    """Return whether `src` directly contains images. They have no class, because they are not in a class folder."""
     return src.is_dir() and any(map(is_image, os.listdir(src)))
 
 
 def list_images(src: Path, classes_file: str = "") -> Source:
     """List the images below each class folder of `src`, in the order of torchvision's ImageFolder.
 
-    Hidden files and folders, which torchvision reads, are skipped. Warnings give their number, and the number of files
-    outside class folders.
+    Unlike in torchvision, hidden files and folders are skipped. Warnings give the number of hidden files and folders,
+    of files that are not images, and of files outside the class folders.
 
     Args:
-        classes_file: file for `read_classes` with the classes in label order, possibly including some without a folder
-            or images. "" uses the sorted folder names.
+        classes_file: file for `read_classes` that lists the classes in label order. Listed classes may have no folder
+            or no images. With "", the classes are the sorted folder names.
 
     Raises:
-        ValueError: with a `classes_file`, a folder is not listed in it; without one, a class folder has no image or
-            only folders. In both cases: links lead to the same folder twice, or a folder cannot be read.
+        ValueError: a link leads to a folder that was already listed; a folder cannot be read; `classes_file` does not
+            list a folder's name; or, without `classes_file`, a folder contains no image or seems to be a split instead
+            of a class.
     """
     classes = _classes(src, classes_file)
     if not classes_file:
@@ -83,7 +84,7 @@ def list_unlabelled(src: Path) -> Source:
     Hidden files and folders are skipped, and a warning counts them.
 
     Raises:
-        ValueError: there is no image, links lead to the same folder twice, or a folder cannot be read.
+        ValueError: there is no image, a link leads to a folder that was already listed, or a folder cannot be read.
     """
     others, hidden = [], []
     paths = _images(src, {}, others, hidden) if src.is_dir() else []
@@ -94,10 +95,10 @@ def list_unlabelled(src: Path) -> Source:
 
 
 def earlier_fingerprint(source: Source, *, without: str) -> str:
-    """Return the fingerprint of class folders as earlier versions computed it.
+    """Return the fingerprint that earlier versions of this package computed for class folders.
 
-    They sorted folders within each folder, while torchvision sorts whole paths, so they visited `s1/deep` before
-    `s1-b`.
+    They sorted the names in each folder separately, so `s1/deep` came before `s1-b`. This version sorts whole paths, as
+    torchvision does.
     """
 
     def place(number: int) -> tuple:
@@ -133,7 +134,7 @@ def _reader(paths: Sequence[str]) -> Callable[[int], bytes]:
 
 
 def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
-    """Return class names in label order: the sorted folders, or the file's list, which must include every folder."""
+    """Return the class names in label order: the sorted folder names, or the file's list, which must have them all."""
     folders = class_names(src)
     if not classes_file:
         return tuple(folders)
@@ -150,10 +151,10 @@ def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
 
 
 def _check_are_no_splits(src: Path, classes: Sequence[str]) -> None:
-    """Raise ValueError if `src` contains splits, such as train/, and not classes.
+    """Raise ValueError if the folders in `src` are splits, such as train/, instead of classes.
 
-    A folder counts as a split if it contains folders but no images, and either it has the name of a split or all
-    folders in `src` are of this kind.
+    A split contains folders but no images. If such a folder has one of `SPLIT_NAMES`, it is taken for a split.
+    Otherwise, the folders in `src` are taken for splits if all of them are of this kind.
     """
     inner = {name: _folders_only(src / name) for name in classes}
     splits = [name for name in SPLIT_NAMES if inner.get(name)] or list(classes if all(inner.values()) else ())
@@ -169,7 +170,7 @@ def _check_are_no_splits(src: Path, classes: Sequence[str]) -> None:
 
 
 def _folders_only(folder: Path) -> list[str]:
-    """Return the folders in a folder that directly contains no images, else []; hidden entries do not count."""
+    """Return the folders in `folder` if it directly contains no images, otherwise []. Hidden entries are ignored."""
     _, folders, names = next(os.walk(folder, onerror=_cannot_list))
     has_images = any(is_image(name) and not name.startswith(".") for name in names)
     return [] if has_images else sorted(name for name in folders if not name.startswith("."))
@@ -186,7 +187,7 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 
 def _images(top: Path, visited: dict[tuple[int, int], str], others: list[str], hidden: list[str]) -> list[str]:
-    """Return the paths of the images in and below a folder, in torchvision's order: by folder path, then by name.
+    """Return the paths of all images in a folder, at any depth, in torchvision's order: by folder path, then by name.
 
     Paths of other files are added to `others`, and paths of hidden files and folders to `hidden`.
     """
@@ -208,8 +209,8 @@ def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[tuple[str,
         For each folder: its path, the names of its visible files, and the names of its hidden files and folders.
 
     Raises:
-        ValueError: a folder cannot be read, or a link leads to a folder already seen. Its images would be listed twice,
-            perhaps in two classes.
+        ValueError: a folder cannot be read, or a link leads to a folder that was already seen. The images of the latter
+            would be listed twice, perhaps in two classes.
     """
     for root, folders, names in os.walk(top, onerror=_cannot_list, followlinks=True):
         before = visited.setdefault(_identity(root), root)

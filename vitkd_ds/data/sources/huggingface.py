@@ -1,8 +1,8 @@
 """Hugging Face image data sets on disk: a save_to_disk folder, or parquet files.
 
-They are read with the `datasets` library (`pip install 'vitkd_ds[hf]'`), which converts parquet once to Arrow files in
-its cache (HF_DATASETS_CACHE). Decoding is disabled to get the original bytes. Nothing is downloaded, and no code from a
-data set runs.
+They are read with the `datasets` library (`pip install 'vitkd_ds[hf]'`). It converts parquet files once to Arrow files
+in its cache (HF_DATASETS_CACHE). Its image decoding is disabled, so that the original bytes are read. Nothing is
+downloaded, and no code from a data set is run.
 """
 
 import logging
@@ -18,9 +18,9 @@ from vitkd_ds.data.sources.source import Source
 logger = logging.getLogger(__name__)
 
 ARROW_SIGNS = ("dataset_info.json", "dataset_dict.json")
-"""Files in a save_to_disk folder with one split, or several."""
+"""Files in a folder written by save_to_disk: the first if it has one split, the second if it has several."""
 PART_NAME = re.compile(r"(.+?)([-_.](\d+)[-_]of[-_](\d+).*)?\.parquet$")
-"""Name of a parquet part: the hub's train-00000-of-00294.parquet, or other tools' train_0_of_3.parquet."""
+"""Pattern of parquet file names such as train-00000-of-00294.parquet, train_0_of_3.parquet or train.parquet."""
 
 
 def has_arrow(src: Path) -> bool:
@@ -29,7 +29,7 @@ def has_arrow(src: Path) -> bool:
 
 
 def has_parquet(src: Path) -> bool:
-    """Return whether `src`, or its subfolder data, has parquet files."""
+    """Return whether `src` or `src`/data contains parquet files, and `src` was not written by save_to_disk."""
     return bool(_parquet_files(src)) and not has_arrow(src)
 
 
@@ -37,7 +37,8 @@ def open_hugging_face(src: Path, split: str) -> Source:
     """List the images of a data set with one image column and one class label column.
 
     Raises:
-        ValueError: the library is missing, the folder is invalid, or several splits exist and none is named.
+        ValueError: the library is missing, the folder is invalid, or it has several splits and `split` is not one of
+            them.
     """
     try:
         import datasets
@@ -73,7 +74,7 @@ def open_hugging_face(src: Path, split: str) -> Source:
 
 
 def _choose(src: Path, found: list[str], split: str) -> str:
-    """Return the split to read: the given one, or the only one."""
+    """Return the split to read: `split`, or if it is empty, the only split in `found`."""
     if split not in found and (split or len(found) != 1):
         splits = f"{str(src)!r} ({', '.join(found)})"
         raise ValueError(f"--split must be one of the splits in {splits}, got {split!r}")
@@ -113,7 +114,7 @@ def _parquet(datasets: Any, src: Path, split: str) -> Any:
 
 
 def _check_parts(src: Path, names: list[str]) -> None:
-    """Raise ValueError unless a split's files are all parts of one export, each once, or one unnumbered file."""
+    """Raise ValueError unless `names` are all parts of one export, each exactly once, or have no part numbers."""
     parts = [PART_NAME.match(name).group(3, 4) for name in names]
     total = parts[0][1]
     other = next((name for name, part in zip(names, parts) if part[1] != total), None)
@@ -126,7 +127,7 @@ def _check_parts(src: Path, names: list[str]) -> None:
     if absent:
         raise ValueError(
             f"{str(src)!r} lacks {len(absent)} of the {int(total)} parts of the export with {names[0]!r}; the first is "
-            f"number {absent[0]:05d}. Download them, or rename the files to parts of {len(names)}."
+            f"number {absent[0]:05d}. Download them, or number the files as the parts of an export of {len(names)}."
         )
     if len(numbers) > int(total):
         extra = next(name for name, number in zip(names, numbers) if numbers.count(number) > 1 or number >= int(total))
@@ -147,12 +148,13 @@ def _only_column(src: Path, dataset: Any, kind: type, what: str) -> str:
 
 
 def _names_and_sizes(images: Any, key: str, prefix: str, folder: Path) -> tuple[list[str], np.ndarray]:
-    """Return the name (with row number and original file name) and the size in bytes of each image, without decoding.
+    """Return the name and the size in bytes of each image, without decoding the images.
 
-    A warning counts rows without bytes and path.
+    A name consists of `prefix`, the row number and, if the row has one, the path. A warning gives the number of rows
+    that have neither bytes nor a path.
 
     Raises:
-        ValueError: a row without bytes names something other than a regular file in the folder.
+        ValueError: a row has no bytes, and its path is not that of a regular file in the folder.
     """
     import pyarrow.compute
 
@@ -173,9 +175,9 @@ def _names_and_sizes(images: Any, key: str, prefix: str, folder: Path) -> tuple[
 
 
 def _file_inside(folder: Path, path: str, *, row: int) -> Path:
-    """Return the regular file in a data set's folder that a row names; raise ValueError for anything else.
+    """Return the file that a row names; raise ValueError if it is not a regular file in the data set's folder.
 
-    A downloaded table must not make this machine read other files, and a pipe or device may never end.
+    A downloaded table must not be able to make this machine read other files. A pipe or a device may never end.
     """
     if "\0" not in path:
         file = Path(os.path.realpath(folder / path))

@@ -13,20 +13,24 @@ from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_o
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar$")
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
-"""Files with the labels in the devkit: the wnid of each class number, and the class number of each image by name."""
+"""Files with the labels in the devkit.
+
+The first maps class numbers to wnids, which are class names such as n01440764. The second lists the class numbers of
+the images, sorted by the images' names.
+"""
 VAL_NAME = "ILSVRC2012_val_{:08d}"
 NO_IMAGES = "hidden files and files without an image's ending"
 
 
 def has_class_tars(src: Path) -> bool:
-    """Return whether `src` is a tar of class tars, or a folder with class tars."""
+    """Return whether `src` is a tar or a folder of class tars, which have names such as n01440764.tar."""
     if src.is_dir():
         return any(CLASS_TAR.match(entry.name) for entry in src.iterdir())
     return CLASS_TAR.search(first_name(src)) is not None
 
 
 def has_flat_images(src: Path) -> bool:
-    """Return whether `src` is a tar that starts with an image of ImageNet's validation set."""
+    """Return whether `src` is a tar whose first file has the name of an image of ImageNet's validation set."""
     return Path(first_name(src)).name.startswith(VAL_NAME[:15])
 
 
@@ -34,7 +38,7 @@ def open_class_tars(src: Path) -> Source:
     """List the images of ImageNet's training tar, or of a folder of its class tars; sorted wnids define the labels.
 
     Raises:
-        ValueError: a tar is damaged, has no images, or is not a class tar.
+        ValueError: a tar is damaged, has no images, is a duplicate, or does not have the name of a class tar.
     """
     others = []
     if src.is_dir():
@@ -49,7 +53,7 @@ def open_class_tars(src: Path) -> Source:
     for label, (name, number, inner) in enumerate(tars):
         found = CLASS_TAR.match(name)
         if not found or classes and classes[-1] == found[1]:
-            raise ValueError(f"{name!r} in {str(src)!r} is a duplicate, or not a tar nXXXXXXXX.tar. Remove it.")
+            raise ValueError(f"{name!r} in {str(src)!r} is a duplicate, or its name is not nXXXXXXXX.tar. Remove it.")
         images = _images_of(list_members(files[number], inside=inner), f"{src.name}/{name}", others)
         if not images:
             raise ValueError(f"class tar {name!r} of {str(src)!r} has no images. Download it again.")
@@ -63,7 +67,7 @@ def open_class_tars(src: Path) -> Source:
 
 
 def open_flat_tar(src: Path, labels_file: str) -> Source:
-    """List the images of ImageNet's validation tar, with labels from a file; sorted wnids define the label numbers.
+    """List the images of ImageNet's validation tar. A file gives their classes; sorted wnids define the labels.
 
     Raises:
         ValueError: the labels are missing, unreadable or incomplete, or the tar is damaged.
@@ -93,7 +97,7 @@ def open_flat_tar(src: Path, labels_file: str) -> Source:
 
 
 def _images_of(members: Iterable[Member], place: str, others: list[str]) -> list[Member]:
-    """Return the members that are images by name; add the other names, prefixed with `place`, to `others`."""
+    """Return the members that have the name of an image; add the names of the others, after `place`, to `others`."""
     images = []
     for member in members:
         if is_image(member.name):
@@ -104,9 +108,9 @@ def _images_of(members: Iterable[Member], place: str, others: list[str]) -> list
 
 
 def _text_labels(file: Path) -> dict[str, str]:
-    """Map image names without extension to classes, from lines `NAME CLASS ...` or `NAME,CLASS ...`.
+    """Read lines `NAME CLASS ...` or `NAME,CLASS ...`; return a dict from image name without extension to class.
 
-    Kaggle's header line is skipped.
+    The header line of Kaggle's file is skipped.
     """
     found = {}
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -122,7 +126,7 @@ def _text_labels(file: Path) -> dict[str, str]:
 
 
 def _devkit_labels(file: Path) -> dict[str, str]:
-    """Map image names without extension to wnids, from the devkit's tar.gz."""
+    """Read the devkit's tar.gz; return a dict from image name without extension to wnid."""
     from scipy.io import loadmat  # slow
 
     try:

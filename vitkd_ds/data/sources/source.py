@@ -1,4 +1,4 @@
-"""Interface of all image sources: a list of images with labels, and their bytes."""
+"""Interface of all image sources: names, labels, sizes and bytes of the images."""
 
 import hashlib
 import logging
@@ -24,17 +24,21 @@ class Source:
     labels: np.ndarray
     """Indices in `classes`, int64 [number of images]."""
     names: Sequence[str]
-    """Human-readable location of each image: file, and member or row."""
+    """Location of each image, for messages: the file and, if it contains several images, the member or row."""
     sizes: np.ndarray
     """Size of each image's file in bytes, int64 [number of images]."""
     read: Callable[[int], bytes]
-    """Function that returns the bytes of the i-th image's file. Safe in forked processes: shares no file position."""
+    """Function that returns the bytes of the i-th image's file.
+
+    Forked processes may call it at the same time, because it does not use the position of an open file.
+    """
 
     def fingerprint(self, *, without: str = "") -> str:
-        """Return a hash of names, sizes and labels.
+        """Return a hash of the images' names, sizes and labels, the class names and the kind.
 
         Args:
-            without: prefix to remove from each name, such as the folder's path, so that the folder may move.
+            without: prefix to remove from each name. With the folder's path, the hash stays the same if the folder is
+                moved.
         """
         digest = hashlib.sha256(repr((self.kind, self.classes)).encode("utf-8", "surrogateescape"))
         for name in self.names:
@@ -44,7 +48,7 @@ class Source:
 
 
 def warn_of_left_out(what: str, names: Sequence[str]) -> None:
-    """Log how many files a source skips, and the first one's name, if there are any."""
+    """Warn that a source skips the files `names`, with their number and the first name. No names give no warning."""
     if names:
         logger.warning("skipping %d %s; the first is %r", len(names), what, names[0])
 
@@ -53,9 +57,9 @@ class SourceKind(NamedTuple):
     """Kind of source from another package, registered as an entry point of the group `vitkd_ds.sources`."""
 
     fits: Callable[[str], bool]
-    """Function that tells whether a source is of this kind, by its command-line name such as s3://bucket/images."""
+    """Function that returns whether a source is of this kind, given its name such as s3://bucket/images."""
     open: Callable[[str], Source]
-    """Function that lists the images of such a source; raises ValueError if it is invalid."""
+    """Function that lists the images of such a source. It raises ValueError if the source is invalid."""
 
 
 def is_image(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""List and read members of uncompressed tars, also nested ones, without unpacking."""
+"""List and read the members of uncompressed tars, and of tars inside tars."""
 
 import logging
 import os
@@ -15,9 +15,9 @@ from vitkd_ds.data.sources.source import Source
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 512
-"""Tar's block size in bytes; an archive ends with blocks of zeros."""
+"""Size of a tar's blocks in bytes. An archive ends with blocks of zeros."""
 SEARCH_BYTES = 2**20
-"""Bytes per read while searching for another archive after the end of one."""
+"""Number of bytes per read while searching for another archive that follows the first one in the same file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,12 @@ class Member:
     name: str
     """Name as stored in the tar."""
     offset: int
-    """Offset of its first byte in the outermost file."""
+    """Offset of the member's first byte in the outermost tar."""
     size: int
 
 
 def first_name(path: Path) -> str:
-    """Return the name of a tar's first regular file; "" if it has none, or is not an uncompressed tar."""
+    """Return the name of a tar's first regular file, or "" if there is none or `path` is not an uncompressed tar."""
     try:
         return next(list_members(path)).name if path.is_file() else ""
     except (StopIteration, ValueError):
@@ -40,17 +40,18 @@ def first_name(path: Path) -> str:
 
 
 def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member]:
-    """Yield the regular files of a tar in file order, including those of further tars appended to it.
+    """Yield the regular files in a tar in order, including those in further tars that are appended to it.
 
-    A hard link yields its target. A warning counts other members that are not folders. Python's tarfile takes a damaged
-    header in the middle for the end, so this also checks that the end is marked, and that only tars follow.
+    For a hard link, its target is yielded. A warning gives the number of members that are neither files nor folders.
+    Python's tarfile takes a damaged header for the end of the archive. Therefore, this function also checks that the
+    end is marked by zeros, and that only further tars follow it.
 
     Args:
         inside: member of `path` that is the tar to list; None lists `path` itself.
 
     Raises:
-        ValueError: not a regular file, not a tar, or a compressed, truncated or damaged one; or a hard link without an
-            earlier target.
+        ValueError: `path` is not a regular file or not a tar; the tar is compressed, truncated or damaged; or the
+            target of a hard link does not precede it.
     """
     place = f"{str(path)!r}" + (f", member {inside.name!r}," if inside else "")
     if not path.is_file():  # opening a FIFO, for example, would block
@@ -87,7 +88,7 @@ def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member
 
 
 def _file_of(member: tarfile.TarInfo, files: dict[str, Member], *, start: int, place: str) -> Member | None:
-    """Return the regular file that a tar member is or links to, or None.
+    """Return the regular file that a tar member is or links to. Return None for a member of another type.
 
     Args:
         files: earlier regular files of the tar, by name.
@@ -104,10 +105,12 @@ def _file_of(member: tarfile.TarInfo, files: dict[str, Member], *, start: int, p
 
 
 def _next_archive(file: BinaryIO, end: int, place: str) -> int | None:
-    """Return the offset of the next archive, the first non-zero byte after the end of one, or None.
+    """Return the offset of the archive that follows the one that ends at `end`, or None if there is none.
+
+    The next archive starts at the first byte that is not zero.
 
     Raises:
-        ValueError: no block of zeros marks the end.
+        ValueError: the block of zeros that marks the end is missing.
     """
     file.seek(end)
     block = file.read(BLOCK_BYTES)
@@ -126,11 +129,11 @@ def source_of(
 ) -> Source:
     """Build a source of images that are members of tars.
 
-    The most recently read tar stays open, since neighbours are mostly in the same one. Reads use explicit offsets, so
-    forked processes may share the descriptor.
+    The tar that was read last stays open, because consecutive images are mostly in the same tar. Each read names its
+    offset, so forked processes may share the open file.
 
     Args:
-        members: pairs of the tar's index in `files` and the member, one per image.
+        members: one pair per image: the index of its tar in `files`, and the member.
     """
     rows = [(number, member.offset, member.size) for number, member in members]
     numbers, offsets, sizes = np.array(rows, np.int64).reshape(-1, 3).T

@@ -1,4 +1,4 @@
-"""WebDataset tars: members with the same key (KEY.jpg, KEY.cls) form a sample."""
+"""WebDataset tars, in which files with the same key (KEY.jpg, KEY.cls) form a sample."""
 
 import glob
 import logging
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 CLASS_ENDING = "cls"
 MAX_CLASS_BYTES = 1000
-"""Maximum size of a class file, which has only a number or name."""
+"""Maximum size in bytes of a .cls file, which contains only the number or name of a class."""
 MAX_SHOWN = 40
-"""Maximum number of a class's characters in a message."""
+"""Maximum number of characters of a class that a message shows."""
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def has_samples(src: Path) -> bool:
-    """Return whether `src` is a tar, a folder of tars or a pattern, but not one of ImageNet's own."""
+    """Return whether `src` is a tar, a folder of tars or a pattern of tars; False for ImageNet's original tars."""
     if src.is_file():
         return bool(first_name(src)) and not has_class_tars(src) and not has_flat_images(src)
     if src.is_dir():
@@ -35,10 +35,10 @@ def has_samples(src: Path) -> bool:
 
 
 def open_samples(src: Path, classes_file: str) -> Source:
-    """List the samples of all tars in order; warnings count samples without an image and hidden files.
+    """List the samples of all tars in order; samples without an image and hidden files are skipped with a warning.
 
     Raises:
-        ValueError: a tar is damaged, or a sample has no class or two images.
+        ValueError: a tar is damaged, there are no images, or a sample has no class, an unknown class or two images.
     """
     tars = _tars(src)
     without = []
@@ -83,7 +83,8 @@ def _tars(src: Path) -> list[Path]:
 def _expanded(pattern: str) -> Iterator[str]:
     """Expand braces as the shell does: {a,b} and {000..146}.
 
-    Names are generated one at a time, since a range may have millions, and the first without a tar is an error.
+    Names are generated one at a time, because a range may have millions, and the caller stops with an error at the
+    first name that does not exist.
     """
     found = BRACES.search(pattern)
     if not found:
@@ -100,9 +101,10 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple[Member, str]]:
-    """Yield image and class text of each sample of a tar, in file order.
+    """Yield the image and the text of the class of each sample in a tar, in file order.
 
-    Names of samples without an image are added to `without`, and names of hidden files to `hidden`.
+    For each sample without an image, the name of one of its files is added to `without`. The names of hidden files are
+    added to `hidden`.
     """
     images: dict[str, Member] = {}
     classes: dict[str, Member] = {}
@@ -142,25 +144,25 @@ def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple
 
 
 def _class_text(tar: Path, file: BinaryIO, member: Member) -> str:
-    """Read the text of a class; raise ValueError if it is too long, since truncated classes could become equal."""
+    """Read the text of a class; raise ValueError if it is too long. Truncated texts could become equal."""
     if member.size > MAX_CLASS_BYTES:
         raise ValueError(
-            f"{member.name!r} in {str(tar)!r} has {member.size} bytes, a class at most {MAX_CLASS_BYTES}. Write only "
-            "the number or name of the class."
+            f"{member.name!r} in {str(tar)!r} has {member.size} bytes; the maximum for a class is {MAX_CLASS_BYTES}. "
+            "Write only the number or name of the class."
         )
     file.seek(member.offset)
     return file.read(member.size).decode("utf-8-sig", "replace").strip()
 
 
 def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[list[str], list[int]]:
-    """Return the class names and the label of each sample; classes are given as numbers or names."""
+    """Return the class names, and the label of each sample. `texts` has the number or name of each sample's class."""
     are_numbers = all(text.isdecimal() for text in texts)
     if not (are_numbers or classes_file):
         _check_are_names(texts, names)
     numbers = {int(text) for text in set(texts)} if are_numbers else set()
     if classes_file:
         classes = list(read_classes(classes_file))
-        remedy = f"give the classes of these tars, not {classes_file!r}"
+        remedy = f"pass --classes the classes of these tars, not {classes_file!r}"
     elif are_numbers:
         # A gap may be a class without images or a missing tar; only the user can know.
         if (num_classes := max(numbers) + 1) > len(numbers):
@@ -185,9 +187,10 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
 
 
 def _check_are_names(texts: list[str], names: list[str]) -> None:
-    """Raise ValueError for numbers that are not class numbers, such as -1 and 3.0; warn of mixed numbers and names.
+    """Raise ValueError if classes seem to be numbers, but some are not class numbers, such as -1 and 3.0.
 
-    As names, such numbers would make all classes sort as text.
+    One such number would make all classes names, which are sorted as text. A mixture of numbers and names causes a
+    warning.
     """
     others = [row for row, text in enumerate(texts) if not text.isdecimal()]
     are_mixed = len(others) < len(texts)
@@ -214,4 +217,4 @@ def _is_number(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} signs)"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"

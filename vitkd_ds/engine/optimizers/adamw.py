@@ -1,4 +1,4 @@
-"""torch's AdamW: two fp32 moments per weight; ZeRO may split weights anywhere."""
+"""torch's AdamW, with two fp32 moments per element. ZeRO may split a weight at any element."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class Choice(Optimizer, torch.optim.AdamW):
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
-        """Return two groups, with and without weight decay."""
+        """Return two groups: the parameters with weight decay, and those without."""
         decayed, undecayed = distiller.split_by_decay()
         return [
             Group("with_weight_decay", decayed, weight_decay=optim.weight_decay, num_states=2),

@@ -1,8 +1,9 @@
 """Interface of an optimizer, with the moving average and update skipping that all optimizers share.
 
 DeepSpeed passes the optimizer this rank's partition of the fp32 master weights, one tensor per group. The average is
-optimizer state, so it is fp32, sharded by ZeRO and saved in checkpoints without extra code. bf16 would be too coarse: a
-step of 4e-5 of the difference is below its resolution.
+optimizer state, so it is fp32, sharded by ZeRO and saved in checkpoints without extra code. bf16 would
+be too coarse: with a decay of 0.99996, an update moves the average by 4e-5 of its difference from the weights, which
+bf16 cannot resolve.
 """
 
 from importlib import import_module
@@ -17,13 +18,14 @@ from vitkd_ds.models.distiller import Distiller
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base class of every `Choice`: a mixin that extends `step` of the torch optimizer listed after it.
+    """First base class of every `Choice`. It extends `step` of the second base class, a torch optimizer.
 
     After each update, ema = decay * ema + (1 - decay) * parameter. The average starts from the parameters before the
     first update. A decay of 0 disables it.
 
     Attributes:
-        leave_out: fp32 scalar on the device, set before `step`; 1 skips the update of weights, state and average.
+        leave_out: fp32 scalar on the device, set before `step`. With 1, `step` leaves weights, state and average
+            unchanged; with 0 or None, it updates them.
     """
 
     ema_decay: float
@@ -31,12 +33,12 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether `step` never waits for the device: torch's fused kernels read `found_inf` there."""
+        """Whether `step` never waits for the device. This needs torch's fused kernels, which read `found_inf` there."""
         return self.param_groups[0]["fused"]
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
-        """Return the groups of trainable parameters, in the order of the optimizer's parameter groups."""
+        """Return the trainable parameters in groups, which become the optimizer's parameter groups in this order."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -59,12 +61,12 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def optimizer_class(name: str) -> Any:
-    """Return the class of `--optim.name`, to be called with parameter groups, `OptimConfig` and `is_fused`."""
+    """Return the class for `--optim.name`. Its arguments are parameter groups, `OptimConfig` and `is_fused`."""
     return import_module(f"vitkd_ds.engine.optimizers.{name}").Choice
 
 
 def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
-    """Return the bytes of optimizer state and moving average over all ranks, without the fp32 weights."""
+    """Return the bytes of optimizer state and moving average on all ranks together, without the fp32 weights."""
     groups = optimizer_class(optim.name).groups(distiller, optim)
     averages = int(optim.ema_decay > 0)
     return sum(4 * (group.num_states + averages) * p.numel() for group in groups for p in group.params)

@@ -1,7 +1,8 @@
 """Muon for the weight matrices of the student's blocks, AdamW for all other parameters.
 
-Sources: torch.optim.Muon (KellerJordan/Muon) for the update, arXiv 2502.16982 for its scale, with which one learning
-rate and weight decay serve both optimizers. Differs in one option: the fused qkv weight may count as three matrices.
+Sources: the update is that of torch.optim.Muon (KellerJordan/Muon). Its scale is from arXiv 2502.16982, so Muon and
+AdamW can share one learning rate and one weight decay. Differs: with optim.qkv=thirds, a fused qkv weight is treated as
+three matrices.
 """
 
 from typing import Any
@@ -27,14 +28,14 @@ SETTINGS: dict[str, Any] = {
     "adjust_lr_fn": "match_rms_adamw",
     "has_complex": False,
 }
-"""Defaults of torch.optim.Muon, and the root mean square of AdamW's updates."""
+"""Defaults of torch.optim.Muon, except that updates are scaled to the root mean square of AdamW's updates."""
 
 
 class MuonAndAdamW(torch.optim.AdamW):
-    """Updates groups with `shapes` by Muon, one matrix at a time, and the others by AdamW.
+    """Optimizer that updates groups with the key `shapes` by Muon, one matrix at a time, and other groups by AdamW.
 
-    torch.optim.Muon takes parameters of two dimensions, but ZeRO passes one long tensor per group. So this calls the
-    function behind it with views of that tensor.
+    torch.optim.Muon accepts only parameters of two dimensions, but ZeRO passes one long tensor per group. Therefore
+    this class calls the function that torch.optim.Muon uses, with the matrices as views of that tensor.
     """
 
     leave_out: Tensor | None
@@ -65,14 +66,14 @@ class MuonAndAdamW(torch.optim.AdamW):
 
 
 def _matrices(values: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    """Return views of the matrices that lie one after the other in `values`; padding may follow."""
+    """Return views of the matrices of these shapes in `values`, one after another from its start."""
     sizes = [shape.numel() for shape in shapes]
     pieces = values.split([*sizes, len(values) - sum(sizes)])
     return [piece.view(shape) for piece, shape in zip(pieces, shapes)]
 
 
 def iteration_flops(rows: int, columns: int) -> int:
-    """Return the multiplications and additions of one Newton-Schulz iteration of a matrix."""
+    """Return the number of multiplications and additions in one Newton-Schulz iteration of a matrix."""
     short, long = sorted((rows, columns))
     return 4 * short * short * long + 2 * short**3
 
@@ -80,7 +81,7 @@ def iteration_flops(rows: int, columns: int) -> int:
 class Choice(Optimizer, MuonAndAdamW):
     """Muon for block matrices and AdamW for all other parameters, configured by the settings in `optim`.
 
-    Both read optim.lr and optim.weight_decay. Muon also reads optim.qkv, and AdamW optim.betas and optim.eps.
+    Both use optim.lr and optim.weight_decay. Only Muon uses optim.qkv. Only AdamW uses optim.betas and optim.eps.
     """
 
     def __init__(self, groups: list[dict[str, Any]], optim: OptimConfig, *, is_fused: bool) -> None:
@@ -89,7 +90,7 @@ class Choice(Optimizer, MuonAndAdamW):
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
-        """Return the block matrices, then the other parameters with and without weight decay.
+        """Return three groups: the block matrices, the other parameters with weight decay, and those without.
 
         Raises:
             ValueError: the student has no linear layers in blocks.

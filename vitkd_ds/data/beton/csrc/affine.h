@@ -1,7 +1,8 @@
-// Rotate, Shear and Translate: Pillow's affine transformation in float64, bilinear or bicubic (a = -1), truncated.
+// Rotate, shear and translate as Pillow's affine transformation does: in float64, with bilinear or bicubic (a = -1)
+// interpolation; results are truncated to integers.
 //
-// Output pixel (x, y) samples the source at matrix * (x + 0.5, y + 0.5). If that point is outside the image, the
-// pixel gets the fill colour. Near the edge, interpolation repeats the edge pixels.
+// Output pixel (x, y) is interpolated at the source point matrix * (x + 0.5, y + 0.5). If this point is outside the
+// image, the pixel gets the fill colour. Beyond the edge, interpolation uses copies of the edge pixels.
 #pragma once
 
 #include <algorithm>
@@ -67,7 +68,8 @@ INLINE Quad cubic(Quad v1, Quad v2, Quad v3, Quad v4, double d) {
   return v2 + d * (p2 + d * (p3 + d * p4));
 }
 
-// Interpolate between four pixels of a row; `pixel` is the second, `d` the distance from it.
+// Interpolate in a row, between two pixels (bilinear) or four (bicubic). `pixel` is the last pixel before the point or
+// at it, and `d` is the distance of the point from this pixel.
 template <bool IS_CUBIC>
 INLINE Quad across(const Floats* pixel, double d) {
   if (d == 0) return tap(pixel);
@@ -90,7 +92,7 @@ struct Sources {  // source points of CHUNK neighbouring pixels
   double dx[CHUNK], dy[CHUNK];
 };
 
-// Return the floor of each position (at least -0.5) and store the remainder in `fraction`.
+// Return the floor of each position, and store the remainder in `fraction`. Positions must be at least -0.5.
 INLINE Quad split(Quad position, double* fraction) {
   const Quad zero = {}, truncated = __builtin_convertvector(__builtin_convertvector(position, Ints), Quad);
   const Quad whole = position < zero ? truncated - 1 : truncated, rest = position - whole;

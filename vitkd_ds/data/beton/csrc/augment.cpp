@@ -23,7 +23,7 @@ INLINE int grey_of(const uint8_t* pixel) {
   return (pixel[0] * 19595 + pixel[1] * 38470 + pixel[2] * 7471 + 32768) >> 16;
 }
 
-// ---- operations that map each level to another
+// ---- operations that replace each level (value of a byte) by the level in a table
 
 INLINE void fill_table(Table& table, const Operation& operation) {
   const double argument = operation.arguments[0];
@@ -50,7 +50,7 @@ INLINE void fill_table(Table& table, const Operation& operation) {
   }
 }
 
-// Blend each level with the image's rounded mean grey.
+// Fill the table that blends each level with the rounded mean grey of the image.
 INLINE void contrast_table(Table& table, const Pixels& pixels, float factor) {
   const int64_t count = int64_t(pixels.height) * pixels.width;
   int64_t sum = 0;
@@ -117,7 +117,7 @@ INLINE void look_up(const Pixels& pixels, const Operation& operation) {
   }
 }
 
-// ---- operations that blend with a plainer image
+// ---- operations that blend the image with a grey or smoothed image
 
 INLINE void color(const Pixels& pixels, float factor) {
   const Floats black = {}, white = black + 255;
@@ -130,7 +130,8 @@ INLINE void color(const Pixels& pixels, float factor) {
   }
 }
 
-// Blend with the rounded 3 x 3 mean, the centre weighted five times; the outermost pixels are unchanged.
+// Blend each pixel with the rounded mean of its 3 x 3 neighbourhood, in which the centre counts five times. The
+// outermost pixels are unchanged.
 INLINE void sharpness(const Pixels& pixels, float factor) {
   if (pixels.height < 3 || pixels.width < 3) return;
   const size_t stride = pixels.row_bytes();
@@ -214,7 +215,8 @@ uint64_t mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Fill the rectangle with noise. Bytes 4n to 4n + 3 of an image use 16 bits each of its n-th random number.
+// Fill the rectangle with noise. Each byte uses 16 random bits: bytes 4n to 4n + 3 of an image share the four quarters
+// of its n-th 64-bit random number.
 void erase(const Rectangle& rectangle, const uint8_t* levels, uint8_t* image, int width) {
   for (int y = rectangle.top; y < rectangle.top + rectangle.height; y++) {
     const size_t first = 3 * (size_t(y) * width + rectangle.left), end = first + 3 * size_t(rectangle.width);

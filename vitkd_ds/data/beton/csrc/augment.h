@@ -1,7 +1,7 @@
 // RandAugment, 3-Augment, colour jitter and random erasing, applied after the crop by the image's decoder thread.
 //
-// Python draws all parameters beforehand; nothing is random here. The pixels equal those of Pillow and of timm's
-// Pillow operations bit for bit on any CPU: the arithmetic has Pillow's order and precision, and no fused
+// Python draws all random parameters beforehand. The pixels equal those of Pillow and of timm's Pillow operations bit
+// for bit on any CPU, because the arithmetic has the order and the precision of Pillow's and uses no fused
 // multiply-add.
 #pragma once
 
@@ -36,14 +36,14 @@ struct Operation {
 };
 static_assert(sizeof(Operation) == 56, "OPERATION_DTYPE has 56 bytes");
 
-// Rectangle to erase, in pixels; height 0 erases nothing. RECTANGLE_DTYPE of noise.py.
+// Rectangle to erase, in pixels. If the height is 0, nothing is erased. Same fields as RECTANGLE_DTYPE of noise.py.
 struct Rectangle {
   uint64_t key;
   int32_t top, left, height, width;
 };
 static_assert(sizeof(Rectangle) == 24, "RECTANGLE_DTYPE has 24 bytes");
 
-// Augmentation of a micro-batch: Plan of augmenter.py.
+// Augmentation of a micro-batch. Plan of augmenter.py creates it.
 struct AugmentPlan {
   const Operation* operations;  // [num_images, num_layers], applied in this order
   int64_t num_layers;
@@ -68,9 +68,9 @@ class Augmenter {
 
 extern "C" {
 
-// Augment images [num_images, height, width, 3] in place in the calling thread; for tests. vector_bytes as in
-// decode.h. Return 0, or -1 if an argument is out of range or memory is exhausted; images may then be partly
-// augmented.
+// Augment images [num_images, height, width, 3] in place in the calling thread; used by tests. vector_bytes has the
+// meaning described in decode.h. Return 0 on success. Return -1 if an argument is out of range or memory is exhausted;
+// some images may then be augmented.
 int vitkd_augment(uint8_t* images, int64_t num_images, int32_t height, int32_t width, const AugmentPlan* plan,
                   int32_t vector_bytes);
 }

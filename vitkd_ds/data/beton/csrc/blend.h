@@ -11,14 +11,15 @@ constexpr int WEIGHT_BITS = 22;  // 2**22 represents 1.0
 // blend_pairs splits a weight into low + high * 2**15, so that each part fits into a signed 16-bit factor.
 constexpr int LOW_BITS = 15;
 
-// Weights of the input pixels of one output pixel, padded with a 0 to an even number. `pairs` holds them for
-// blend_pairs in the format of make_pair.
+// Weights of the input pixels of one output pixel. `whole` has the weights, with a 0 added if their number is odd.
+// `pairs` has the same weights in the format of make_pair, for blend_pairs.
 struct Weights {
   const int32_t *whole, *pairs;
   int count;
 };
 
-// Pack two weights: pair[0] has their low parts, pair[1] their high parts, the first weight in the lower 16 bits.
+// Pack two weights: pair[0] gets their low parts, and pair[1] their high parts. The part of the first weight is in the
+// lower 16 bits.
 INLINE void make_pair(int32_t first, int32_t second, int32_t* pair) {
   const auto packed = [](int32_t a, int32_t b) { return int32_t(uint32_t(a & 0xFFFF) | uint32_t(b) << 16); };
   constexpr int32_t mask = (1 << LOW_BITS) - 1;
@@ -36,8 +37,9 @@ struct Vector {
 
 // out[i] = sum over k of weights[k] * in[k * stride + i], rounded and clipped, for i < BYTES.
 //
-// Each 32-bit lane holds four bytes. Shifts and masks add them to four sums and pack the results again. Compilers
-// generate good code for this, but not for widening and narrowing conversions.
+// Each 32-bit lane holds four bytes. Shifts and masks extract the bytes, which are added to four sums, and pack the
+// results again. Compilers generate good code for shifts and masks, but not for conversions between types of different
+// width.
 template <int BYTES>
 INLINE void blend_anywhere(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
   using Lanes = typename Vector<BYTES>::Lanes;
@@ -85,8 +87,8 @@ INLINE void add_products(Vector<64>::Lanes& sum, const Vector<64>::Lanes& a, con
   __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }
 
-// blend_anywhere for wide vectors, two rows at a time. Sums of the low parts may overflow 32 bits, but only their
-// lower 32 bits matter.
+// Compute the same as blend_anywhere, two rows at a time, for wide vectors. The sums of the low parts may overflow
+// 32 bits. This does no harm, because only the lower 32 bits of the total matter.
 template <int BYTES>
 INLINE void blend_pairs(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
   using Lanes = typename Vector<BYTES>::Lanes;

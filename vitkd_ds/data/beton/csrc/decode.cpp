@@ -27,8 +27,9 @@ namespace {
 
 constexpr int MAX_THREADS = 256;
 constexpr size_t READ_BYTES = 1 << 18;       // chunk size for computing the CRC of raw pixels
-// libjpeg interpolates chroma between neighbours, so a column at the edge of the decoded part differs from the same
-// column inside it. With only two columns of chroma it interpolates differently.
+// libjpeg interpolates chroma between neighbouring columns. A column at the edge of the decoded part therefore differs
+// from the same column inside a larger part, so one more column is decoded on each side. If a part has only two columns
+// of chroma, libjpeg interpolates differently, so parts have a minimum width.
 constexpr int MARGIN = 1, MIN_COLUMNS = 32;
 
 struct Call {
@@ -77,7 +78,8 @@ bool lacks_scans(const jpeg_decompress_struct& jpeg) {
   return false;
 }
 
-// Input for libjpeg: bytes, number of padding bytes before each restart marker, covered part of the image.
+// Input for libjpeg: the bytes, the number of padding bytes before each restart marker, and the part of the image that
+// the bytes cover.
 struct Jpeg {
   const uint8_t* bytes;
   size_t size;
@@ -172,7 +174,7 @@ Status Worker::check_raw(const StoredImage& stored) {
   return crc == stored.crc32 ? DECODED : BAD_CRC;
 }
 
-// Decode raw pixels. Reads strips of rows, from the first needed pixel to the last.
+// Decode raw pixels. Read them in strips of rows; the bytes between the needed pixels of two rows are read, too.
 Status Worker::decode_raw(const StoredImage& stored, const CropRow& row, uint8_t* image) {
   const Axis &across = resizer_.across, &down = resizer_.down;
   const size_t stride = size_t(3) * stored.width, row_bytes = size_t(3) * (across.end - across.begin);
@@ -210,8 +212,8 @@ Status Worker::decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_
     return error_.status;
   }
   try {
-    // With a CRC, accept left-over bytes and missing scans: the file may have been packed by an older version, which
-    // did not reject them.
+    // In files with CRCs, accept left-over bytes and missing scans. The file may have been packed by an older version,
+    // which did not reject them.
     const Status status = read_jpeg(source, stored.thorough || !stored.has_crc, needed, row, image);
     jpeg_destroy_decompress(&jpeg_);
     return status;

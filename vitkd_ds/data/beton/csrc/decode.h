@@ -45,11 +45,12 @@ static_assert(sizeof(StoredImage) == 24, "STORED_DTYPE has 24 bytes");
 
 extern "C" {
 
-// Decode num_rows images into images [num_rows, size, size, 3], and write their Status to status [num_rows]. An image
-// that fails becomes black. The others are augmented with `plan` unless it is null. Sets `checked` in the table for
-// each image with a matching CRC-32. vector_bytes is 16, 32 or 64 but at most the CPU's width, or 0 for the CPU's
-// width. It does not affect the result. Return 0, or -1 without doing anything if an argument is out of range.
-// Several threads may call this at once on the same file and table.
+// Decode num_rows images into images [num_rows, size, size, 3], and write their Status to status [num_rows]. Images
+// that cannot be decoded become black. The other images are augmented with `plan`, unless it is null. If the CRC-32 of
+// an image matches, its `checked` is set to 1 in the table. vector_bytes selects the width of vectors, which does not
+// affect the result: 16, 32 or 64, if the CPU supports it, or 0 for the CPU's maximum. Return 0 on success. If an
+// argument is out of range, return -1 without doing anything. Several threads may call this function at the same time
+// on the same file and table.
 int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* rows, int64_t num_rows, int32_t size,
                  int32_t num_threads, const AugmentPlan* plan, uint8_t* images, int32_t* status, int32_t vector_bytes);
 
@@ -59,8 +60,8 @@ int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* 
 int vitkd_read_ahead(int fd, const StoredImage* table, int64_t num_images, const int64_t* indices, int64_t num_indices,
                      int32_t num_threads, double* seconds);
 
-// Crop and resize pixels [height, width, 3] as described by `row`, with the code for vector_bytes; for tests. Every
-// vector_bytes gives the same bits. Return a Status.
+// Crop and resize pixels [height, width, 3] as described by `row`, with the code for vectors of vector_bytes bytes. All
+// values of vector_bytes give the same bits. Used by tests. Return a Status.
 int vitkd_resize(const uint8_t* pixels, int32_t height, int32_t width, const CropRow* row, int32_t size,
                  int32_t vector_bytes, uint8_t* image);
 
@@ -69,8 +70,8 @@ int vitkd_resize(const uint8_t* pixels, int32_t height, int32_t width, const Cro
 // damaged, cannot be written as a baseline JPEG, or needs more than `capacity` bytes.
 uint64_t vitkd_transcode(const uint8_t* jpeg, uint64_t size, uint8_t* written, uint64_t capacity);
 
-// Return the restart interval, in MCUs, for a JPEG of this width with MCUs of mcu_width pixels. The interval divides
-// the number of MCUs in a row, as splice.h requires.
+// Return the restart interval, in MCUs, for a JPEG that is `width` pixels wide and has MCUs that are mcu_width pixels
+// wide. The interval divides the number of MCUs in a row, as splice.h requires.
 int32_t vitkd_restart_interval(int32_t width, int32_t mcu_width);
 
 // Return the width of this CPU's vectors, in bytes: 16, 32 or 64.

@@ -1,4 +1,4 @@
-// Error handling for libjpeg: errors, and warnings about lost pixels, leave libjpeg by longjmp.
+// Error handling for libjpeg: on an error or a warning that means lost pixels, longjmp leaves libjpeg.
 #pragma once
 
 #include <csetjmp>
@@ -10,16 +10,16 @@
 
 constexpr long MAX_COEFFICIENT_BYTES = 1L << 29;  // all coefficients of a progressive JPEG: 89 megapixels in 4:4:4
 
-// Error manager, the `err` of a libjpeg object. The object's owner calls setjmp(escape). No frame between that one
-// and libjpeg may have objects with destructors.
+// Error manager, to which `err` of a libjpeg object points. The function that owns this object calls setjmp(escape).
+// The functions between it and libjpeg must not have local objects with destructors.
 struct ErrorManager {
   jpeg_error_mgr base;
   jmp_buf escape;
   Status status;     // reason for the longjmp
-  bool is_in_scan;   // after the header; extraneous bytes are harmless in the header, but may be damage in a scan
+  bool is_in_scan;   // whether the header has been read; extraneous bytes are harmless only in the header
   bool is_strict;    // whether extraneous bytes also count as damage in a JPEG without padding
   int padding;       // expected number of extraneous bytes before each restart marker, see splice.h
-  bool saw_padding;  // whether they were seen before the next marker
+  bool saw_padding;  // whether these bytes were seen since the last restart marker
 };
 
 // Initialise `error` and return the value for jpeg->err.

@@ -1,6 +1,6 @@
 // Strips of 64 rows are transposed, so that the 64 values of a column are contiguous. Resizing the width is then the
-// same operation as resizing the height: weighted sums of runs of bytes, one weight per run, which vector units do
-// well. The result is transposed back.
+// same operation as resizing the height: a weighted sum of sequences of contiguous bytes, with one weight for each
+// sequence. Vector units compute such sums fast. The result is transposed back.
 #include "resize.h"
 
 #include <algorithm>

@@ -1,9 +1,9 @@
-// Pillow's resize of RGB images, bit for bit. It works in strips, so memory is limited to a few rows of the crop.
+// Resize RGB images as Pillow does, bit for bit. Only a few rows of the crop are in memory at a time.
 //
 // Pillow (src/libImaging/Resample.c) resizes the width, rounds to 8 bits, and then resizes the height. Since version
-// 13 it resizes the height first if the height shrinks by more than twice as many pixels as the width; so does this
-// code. Weights are 22-bit fixed-point numbers and sums are 32-bit integers. Sums are therefore exact in any order,
-// and every CPU gives the same bits. Only the order of the work differs from Pillow, see resize.cpp.
+// 13, Pillow resizes the height first if the height shrinks by more than twice as many pixels as the width. This
+// code does the same. Weights are 22-bit fixed-point numbers and sums are 32-bit integers. Sums are therefore exact
+// in any order, and every CPU gives the same bits. Only the order of the work differs from Pillow, see resize.cpp.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ constexpr int STRIP_ROWS = 64;  // rows resized together
 
 struct Weights;
 
-// Resize along one axis: input pixels (of the box) and weights for each output pixel (of the window).
+// Resize along one axis: for each output pixel of the window, the input pixels of the box and their weights.
 struct Axis {
   int begin = 0, end = 0;             // range of input pixels that the window needs
   int places = 0;                     // weights reserved per output pixel: the maximum count, rounded up to even

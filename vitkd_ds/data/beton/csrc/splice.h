@@ -1,9 +1,9 @@
 // Assemble a new JPEG from the restart segments that cover a part of an image.
 //
-// A segment between two restart markers can be decoded without the bytes before it. If the restart interval divides a
-// row of MCUs (minimum coded units, 8 x 8 to 32 x 32 pixels), the segments of a rectangle form a valid JPEG: they
-// need renumbered markers and a header with the rectangle's size. libjpeg then decodes the rectangle without reading
-// anything around it.
+// A segment between two restart markers can be decoded without the bytes before it. If the restart interval divides
+// the number of MCUs (minimum coded units of 8 x 8 to 32 x 32 pixels) in a row, the segments of a rectangle form a
+// valid JPEG, after their markers are renumbered and the header gets the size of the rectangle. libjpeg then decodes
+// the rectangle without reading anything around it.
 #pragma once
 
 #include <cstddef>
@@ -14,14 +14,14 @@ struct Box {
   int top, left, height, width;
 };
 
-// Bytes of end markers appended to a JPEG. They complete a file that lacks only its end marker; any other truncation
-// shows as missing codes. They also keep libjpeg on its fast path, which needs 512 more bytes in its buffer for each
-// of an MCU's at most 10 blocks.
+// Number of bytes of end markers that are appended to a JPEG. They complete a file that lacks only its end marker; if
+// more is missing, libjpeg reports missing codes. They also keep libjpeg on its fast path, which needs 512 further
+// bytes in its buffer for each block of an MCU (at most 10 blocks).
 constexpr size_t ROOM_BYTES = 5120;
 void fill_room(uint8_t* behind);
-// Zero bytes before each restart marker. libjpeg reads up to 8 bytes ahead; if it meets a marker there, it decodes
-// the MCU again with slow code. libjpeg skips the zeros and reports their number. Any other number means that the
-// segment was not decoded exactly to its last byte.
+// Number of zero bytes to insert before each restart marker. libjpeg reads up to 8 bytes ahead; if it meets a marker
+// there, it decodes the MCU again with slow code. libjpeg skips the zeros and reports their number. Any other number
+// means that the segment was not decoded exactly to its last byte.
 constexpr int PADDING_BYTES = 8;
 
 class Splice {

@@ -7,8 +7,9 @@
 
 namespace {
 
-// Wanted width of a segment. Crops skip whole segments, so short ones decode faster, but each costs bytes. On 500-px
-// photos, segments of half this width decode 3 % faster and need 2 % more bytes (benchmarks/restart_interval.py).
+// Desired width of a segment. Crops skip whole segments, so short segments decode faster, but each segment adds bytes.
+// On 500-px photos, segments of half this width decode 3 % faster and need 2 % more bytes
+// (benchmarks/restart_interval.py).
 constexpr int SEGMENT_PIXELS = 32;
 
 struct Transcoder {
