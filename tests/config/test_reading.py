@@ -65,7 +65,7 @@ WEIGHTS = """
 import timm
 from vitkd_ds.config.reading import Unreadable
 from vitkd_ds.config.run import DataConfig, TeacherConfig
-from vitkd_ds.models import build, hub
+from vitkd_ds.models import create, hub
 from vitkd_ds.models.weights import files_of_index
 index = Path(sys.argv[1])
 for times in (2, 3):
@@ -76,13 +76,13 @@ for times in (2, 3):
         print("Unreadable", library.left())
 def unreadable(*args, **named):
     raise OSError(116, "Stale file handle")
-default = build._default_model("deit3_small_patch16_224", role="teacher")
-build._default_model = lambda *_, **__: default
+default = create.default_model("deit3_small_patch16_224", role="teacher")
+create.default_model = lambda *_, **__: default
 DATA = DataConfig("", "", image_size=224, num_classes=1000)
 hub.get_hf_file_metadata = lambda *_, **__: None
 hub.hf_hub_download = timm.create_model = unreadable
 for read in (lambda: hub.hub_file("deit3_small_patch16_224"),
-             lambda: build._create(TeacherConfig("deit3_small_patch16_224"), DATA, role="teacher", pretrained=True)):
+             lambda: create.create(TeacherConfig("deit3_small_patch16_224"), DATA, role="teacher", pretrained=True)):
     try:
         read()
     except Unreadable as error:

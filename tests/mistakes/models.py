@@ -219,11 +219,13 @@ MISTAKES = {
             ),
         },
         "statistics_of": {
-            "described = described | description_beside(Path(config.init)).get('normalization', {}) => pass": (
+            "described = described | description_beside(file).get('normalization', {}) => pass": (
                 f"{BUILD}test_a_students_statistics_match_the_built_model"
             ),
         },
-        "_create": {
+    },
+    "models/create.py": {
+        "create": {
             "data.image_size % height or data.image_size % width"
             " => data.image_size % height and data.image_size % width": (
                 f"{BUILD}test_other_models_and_arguments_are_rejected_by_name"

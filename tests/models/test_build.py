@@ -13,7 +13,8 @@ from tests.models.families import FAMILIES, SMALL, source_model
 from vitkd_ds.config.losses import LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.models import build, hub
-from vitkd_ds.models.build import build_student, build_teacher, model_args_of, normalization_of, statistics_of
+from vitkd_ds.models.build import build_student, build_teacher, normalization_of, statistics_of
+from vitkd_ds.models.create import default_model, model_args_of
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.models.pair import check_pair
 
@@ -52,7 +53,7 @@ def test_the_teacher_is_frozen_in_eval_mode_and_the_student_trains():
 
 @pytest.mark.parametrize("name", ["deit3_small", "deit3_base", "deit3_large"])
 def test_the_recipes_teachers_exist_with_their_resolution_and_classes(name):
-    model = build._default_model(f"{name}_patch16_224.fb_in22k_ft_in1k", role="teacher")
+    model = default_model(f"{name}_patch16_224.fb_in22k_ft_in1k", role="teacher")
     assert model.pretrained_cfg["input_size"] == (3, 224, 224) and model.num_classes == 1000
 
 

@@ -121,7 +121,8 @@ def test_indices_are_multiples_if_they_can_be_and_else_evenly_spread(size, wante
     ({"depth": 5}, {}, {}, "larger than the model .*: cannot select 5 of 4"),
     ({"img_size": 48}, {}, {}, r"\(3, 3\)\), but the model to select from has \(\(16, 16\), \(2, 2\)\)"),
     ({"qkv_bias": False}, {}, {}, "differ in attn.qkv.bias"),
-    ({"name": EVA[2]}, {}, {}, "but the student is a Eva, and the other model a Visi"),
+    ({"name": EVA[2]}, {}, {}, "student is of class Eva, and .* of class VisionTr"),
+    ({"name": "cait_xxs24_224"}, {}, {}, "student is of class Cait"),
     ({"name": EVA[2]}, {"name": EVA[2]}, {"heads": "even"}, "rotary .* need whole .* got student.select_heads=even"),
     ({"name": EVA[2], "num_heads": 1}, {"name": EVA[2]}, {}, "and 48 channels per head for 16"),
 ])  # fmt: skip

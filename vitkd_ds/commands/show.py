@@ -54,7 +54,7 @@ def show(run: Run, dst: Path) -> Path:
     check_picture(dst)
     images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
     size = min(ROWS * COLUMNS, len(images.chosen))
-    statistics = build.statistics_of(run.student)
+    statistics = build.statistics_of(run.student, run.teachers)
     loader = build_loader(
         run.data, split="train", micro_batch_size=size, seed=run.seed, augment=run.augment, statistics=statistics
     )

@@ -11,6 +11,7 @@ from typing import Mapping
 from vitkd_ds.config import run_folder
 from vitkd_ds.config.overrides import apply_overrides
 from vitkd_ds.config.run import Run, StudentConfig, TeacherConfig
+from vitkd_ds.config.selected import SELECT, is_selected, selected_file
 from vitkd_ds.config.teachers import MANY, USUAL, path_of, shortened
 from vitkd_ds.config.term import terms_of_a_teacher
 
@@ -28,6 +29,7 @@ def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
     - `teacher.checkpoint` and `student.init` accept a run folder, a checkpoint or an export. The model and its
       arguments are then taken from there, and the setting becomes the path of the weight file. If the run in workdir
       was started from an earlier checkpoint of that folder, it keeps that checkpoint.
+    - `student.init=select:SOURCE` keeps the student's model.
     - A new `student.model` or `teacher.model` does not inherit the recipe's model_args.
 
     Raises:
@@ -98,6 +100,14 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
     value = getattr(config, key)
     if value in words:
         return run
+    if is_selected(value):
+        file = selected_file(value, run.teachers)
+        found = (
+            f"{SELECT}{run_folder.find_weights(file, f'{role}.{key}')}"
+            if file and f"{role}.{key}" in options
+            else value
+        )
+        return run.with_model(role, replace(config, init=found))
     # A path from an option must exist now. A stored path is checked when it is loaded.
     path = run_folder.find_weights(value, f"{role}.{key}") if f"{role}.{key}" in options else Path(value)
     described = run_folder.model_of(run_folder.description_beside(path))

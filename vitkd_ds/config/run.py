@@ -50,7 +50,11 @@ class StudentConfig(Part, place="student"):
     init: str = ""
     """Initial weights: the path of a file, or of a run folder, checkpoint or exported student, which also sets the
     model. hub: timm's pretrained weights. "": random weights. A classifier for other classes is replaced by a random
-    one."""
+    one. select:SOURCE: weights selected from a larger model, which is a teacher of the run, hub:NAME, or a path."""
+    select_heads: Literal["whole", "even"] = "whole"
+    """For init=select:SOURCE: select whole attention heads, or evenly spaced channels of all heads."""
+    select_blocks: Literal["first", "even"] = "first"
+    """For init=select:SOURCE: select the first blocks, or blocks spread evenly over the depth."""
     allow_other_resolution: bool = False
     """Accept weights trained at another resolution than data.image_size, and interpolate their position embedding."""
     drop_path_rate: Annotated[Number, Interval(ge=0, lt=1)] = 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitkd_ds.config.run import StudentConfig, TeacherConfig
+from vitkd_ds.config.run import TeacherConfig
 from vitkd_ds.config.run_folder import description_beside, model_of
 
 SELECT = "select:"
@@ -39,15 +39,3 @@ def source_of(init: str, teachers: Mapping[str, TeacherConfig]) -> TeacherConfig
             "give the file to a teacher and pass --student.init=select:teacher."
         )
     return TeacherConfig(checkpoint=source, **described)
-
-
-def normalization_source(student: StudentConfig, teachers: Mapping[str, TeacherConfig]) -> StudentConfig:
-    """Return the student, or, if its weights are selected, a student that stands for the model they come from.
-
-    A selected patch embedding expects the other model's normalisation.
-    """
-    if not is_selected(student.init):
-        return student
-    source = source_of(student.init, teachers)
-    init = source.checkpoint if source.checkpoint not in ("demo", "random") else ""
-    return StudentConfig(model=source.model, init=init)

@@ -6,38 +6,42 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from vitkd_ds.config import teachers
-from vitkd_ds.config.losses import LossesConfig
-from vitkd_ds.config.reading import raise_if_of_the_disk
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.config.run_folder import description_beside, model_of
+from vitkd_ds.config.selected import is_selected, source_of
 from vitkd_ds.config.teachers import USUAL
-from vitkd_ds.config.term import terms_of_blocks
-from vitkd_ds.models.arguments import check_model_args, preprocessing_of, takes_image_size
+from vitkd_ds.config.teachers import read as read_by_teacher
+from vitkd_ds.models.arguments import preprocessing_of
+from vitkd_ds.models.create import ModelConfig, create, default_model
 from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.fit import fit_state, load_weights
-from vitkd_ds.models.hub import check_hub, check_hub_is_reached, check_model_name, hub_file, size_key_of
+from vitkd_ds.models.hub import hub_file
 from vitkd_ds.models.linear_head import load_head
 from vitkd_ds.models.normalization import Normalization, ResizedNormalization
+from vitkd_ds.models.select_weights import select_weights
 from vitkd_ds.models.stream import WeightStream, can_stream, make_buffers
 from vitkd_ds.models.weights import load_state_dict_file
 
 logger = logging.getLogger(__name__)
 
-ModelConfig = StudentConfig | TeacherConfig
 DEMO_TEACHER = Path(__file__).parents[1] / "data" / "demo" / "teacher.safetensors"
 
 
 def build_student(
-    config: StudentConfig, data: DataConfig, *, classes: tuple[str, ...] | None = None, needs_blocks: bool = True
+    config: StudentConfig,
+    data: DataConfig,
+    *,
+    classes: tuple[str, ...] | None = None,
+    teachers: Mapping[str, TeacherConfig] = MappingProxyType({}),
+    needs_blocks: bool = True,
 ) -> nn.Module:
     """Build the student on the CPU in fp32, initialised according to `config.init`.
 
@@ -47,12 +51,13 @@ def build_student(
 
     Args:
         classes: class names of the data in label order; None if unknown.
+        teachers: the run's teachers by name, from which `config.init` may select weights.
         needs_blocks: see `build_teacher`.
 
     Raises:
         ValueError: the model, its arguments or its weights are invalid; the message names the setting.
     """
-    model = _create(
+    model = create(
         config,
         data,
         role="student",
@@ -65,12 +70,27 @@ def build_student(
             f"student.model={config.model} has batch norm, and its running statistics would differ between ranks. "
             "Choose a model with layer norms, such as a vit_*, deit_*, swin_* or convnext_*."
         )
-    if config.init not in ("", "hub"):
+    if is_selected(config.init):
+        _select(model, config, data, source_of(config.init, teachers))
+    elif config.init not in ("", "hub"):
         path = Path(config.init)
         has_others = classes is not None and description_beside(path).get("classes", list(classes)) != list(classes)
         _load_file(model, config, path, key="student.init", needs_classifier=False, has_other_classes=has_others)
     model.set_grad_checkpointing(config.checkpoint_activations)
     return model
+
+
+def _select(model: nn.Module, config: StudentConfig, data: DataConfig, source: TeacherConfig) -> None:
+    """Copy weights selected from `source` into a student, with the normalisation that its patch embedding expects."""
+    is_allowed = config.allow_other_resolution or source.allow_other_resolution
+    source = replace(source, image_size=0, head="", allow_other_resolution=is_allowed)
+    try:
+        wide = build_teacher(source, data, role="student", needs_logits=False)
+        taken = select_weights(model, wide, heads=config.select_heads, blocks=config.select_blocks)
+    except ValueError as error:
+        raise ValueError(f"student.init={config.init}: {error}") from None
+    logger.info("student.init=%s: %s", config.init, taken)
+    model.pretrained_cfg = model.pretrained_cfg | {key: wide.pretrained_cfg[key] for key in ("mean", "std")}
 
 
 def build_teacher(
@@ -101,7 +121,7 @@ def build_teacher(
     needs = {"role": role, "needs_blocks": needs_blocks, "needs_logits": needs_logits}
     model = _streamed_teacher(config, data, **needs) if stream else None
     if model is None:
-        model = _create(config, data, pretrained=config.checkpoint == "hub", **needs)
+        model = create(config, data, pretrained=config.checkpoint == "hub", **needs)
         if config.checkpoint not in ("hub", "random"):
             _load_file(model, config, teacher_file(config), key=f"{role}.checkpoint", needs_classifier=needs_logits)
     if config.head:
@@ -123,7 +143,7 @@ def _streamed_teacher(
         return None
     with torch.device("meta"):
         is_hub, needs = config.checkpoint == "hub", {"needs_blocks": needs_blocks, "needs_logits": needs_logits}
-        model = _create(config, data, role=role, pretrained=is_hub, fetch=False, **needs)
+        model = create(config, data, role=role, pretrained=is_hub, fetch=False, **needs)
     if not isinstance(model, TOKEN_MODELS):
         return None
     options = {"allow_other_grid": config.allow_other_resolution, "needs_classifier": needs_logits}
@@ -200,18 +220,12 @@ def license_of(config: TeacherConfig) -> str | None:
     if config.checkpoint in ("demo", "random"):
         return None
     if config.checkpoint != "hub" and "recipe" in (described := description_beside(teacher_file(config))):
-        before = teachers.read(described).values()  # trained here: its teachers' licences apply
+        before = read_by_teacher(described).values()  # trained here: its teachers' licences apply
         licences = dict.fromkeys(each.get("license") for each in before if isinstance(each, dict))
         return ", ".join(filter(None, licences)) or None
     is_named = config.checkpoint == "hub" or "." in config.model
     pretrained = timm.get_pretrained_cfg(config.model) if is_named else None
     return pretrained.license if pretrained else None
-
-
-def model_args_of(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
-    """Return a dict `made`, so that `timm.create_model(made["model"], **made["args"])` rebuilds the model."""
-    args = {"num_classes": data.num_classes, "img_size": data.image_size, **config.model_args}
-    return {"model": config.model, "args": args}
 
 
 def normalization_of(model: nn.Module, *, image_size: int = 0) -> Normalization:
@@ -223,78 +237,15 @@ def normalization_of(model: nn.Module, *, image_size: int = 0) -> Normalization:
     return ResizedNormalization(**statistics, image_size=image_size) if image_size else Normalization(**statistics)
 
 
-def statistics_of(config: StudentConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics_of(
+    config: StudentConfig, teachers: Mapping[str, TeacherConfig] = MappingProxyType({})
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation that `normalization_of` would return, without building the model."""
-    described = _default_model(config.model, role="student").pretrained_cfg
-    if config.init not in ("", "hub"):
-        described = described | description_beside(Path(config.init)).get("normalization", {})
+    model, file = config.model, Path(config.init) if config.init not in ("", "hub") else None
+    if is_selected(config.init):
+        source = source_of(config.init, teachers)
+        model, file = source.model, teacher_file(source) if source.checkpoint not in ("hub", "random") else None
+    described = default_model(model, role="student").pretrained_cfg
+    if file:
+        described = described | description_beside(file).get("normalization", {})
     return tuple(described["mean"]), tuple(described["std"])
-
-
-def _create(
-    config: ModelConfig,
-    data: DataConfig,
-    *,
-    role: str,
-    pretrained: bool,
-    drop_path_rate: float = 0,
-    needs_blocks: bool = True,
-    needs_logits: bool = True,
-    fetch: bool = True,
-) -> nn.Module:
-    """Create a model with timm, and validate arguments that timm checks late or not at all."""
-    default = _default_model(config.model, role=role)
-    if needs_blocks and not isinstance(default, TOKEN_MODELS):
-        raise ValueError(
-            f"{role}.model must be a timm VisionTransformer or Eva, got {config.model}, a {type(default).__name__}. "
-            "Choose a deit_*, deit3_* or vit_* model of these classes, or switch off the terms that compare blocks: "
-            f"{' and '.join(terms_of_blocks(LossesConfig()))}."
-        )
-    if pretrained:
-        check_hub(config, data, default, role=role, needs_logits=needs_logits)
-    if pretrained and fetch:
-        check_hub_is_reached(config.model, key="student.init" if role == "student" else f"{role}.checkpoint")
-    check_model_args(config.model_args, type(default), role=role)
-    args = model_args_of(config, data)["args"]
-    if not takes_image_size(type(default)):
-        del args["img_size"]
-    is_for_others = pretrained and role != "student" and default.pretrained_cfg["num_classes"] != data.num_classes
-    if is_for_others or getattr(config, "head", ""):
-        args["num_classes"] = 0  # no term needs its classifier for other classes, or teacher.head replaces it
-    try:
-        model = timm.create_model(
-            config.model, pretrained=pretrained and fetch, drop_path_rate=drop_path_rate or None, **args
-        )
-    # timm's checks raise AssertionError, its loading RuntimeError, and the network OSError.
-    except (AssertionError, RuntimeError, OSError, TypeError, ValueError) as error:
-        raise_if_of_the_disk(error, f"the weights of {config.model}")
-        advice = "Download the weights and pass the file, or fix the arguments." if pretrained else "Fix the arguments."
-        raise ValueError(f"timm cannot build {role}.model={config.model} with {args}: {error!r}. {advice}") from error
-    if isinstance(model, TOKEN_MODELS):
-        height, width = model.patch_embed.patch_size
-        if data.image_size % height or data.image_size % width:
-            raise ValueError(
-                f"{size_key_of(config, role)} must be a multiple of the patch size of {role}.model={config.model} "
-                f"({height} x {width}), got {data.image_size}: timm would ignore the last pixels. Change the size or "
-                "the model."
-            )
-    assert type(model) is type(default), f"timm made a {type(model).__name__} with {args}"
-    return model
-
-
-def _default_model(name: str, *, role: str) -> nn.Module:
-    """Return the named model without model_args, on the meta device. It is cached, so callers must not modify it."""
-    check_model_name(name, role=role)
-    try:
-        return _on_meta(name)
-    except RuntimeError as error:
-        architecture = name.partition(".")[0]
-        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or architecture
-        raise ValueError(f"{role}.model={name} names weights unknown to timm. Choose one of {tags}.") from error
-
-
-@cache
-def _on_meta(name: str) -> nn.Module:
-    """Create a model and cache it. Even on the meta device, timm takes half a second to initialise a ViT-Large."""
-    with torch.device("meta"):
-        return timm.create_model(name)

@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from timm.models import Eva
 from torch import Tensor, nn
+
+from vitkd_ds.models.features import TOKEN_MODELS
 
 AXES = {
     r"norm\d\.\w+|ls\d\.gamma|gamma_\d": ("width",),
@@ -111,10 +112,12 @@ def select_weights(student: nn.Module, source: nn.Module, *, heads: str, blocks:
 
 def _check_kinds(student: nn.Module, source: nn.Module) -> None:
     """Raise ValueError if models differ in class or patches."""
-    if isinstance(student, Eva) != isinstance(source, Eva):
+    kinds = [[kind.__name__ for kind in TOKEN_MODELS if isinstance(model, kind)] for model in (student, source)]
+    if kinds[0] != kinds[1] or not kinds[0]:
         raise ValueError(
-            f"weights can be selected only from a model of the student's class, but the student is a "
-            f"{type(student).__name__}, and the other model a {type(source).__name__}. Choose a student of that class."
+            f"weights can be selected only from a timm {' or '.join(kind.__name__ for kind in TOKEN_MODELS)} for a student "
+            f"of the same class, but the student is of class {type(student).__name__}, and the other model of class "
+            f"{type(source).__name__}. Choose another student."
         )
     sizes = [(model.patch_embed.patch_size, model.patch_embed.grid_size) for model in (student, source)]
     if sizes[0] != sizes[1]:

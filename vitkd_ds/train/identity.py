@@ -15,6 +15,7 @@ from vitkd_ds.checkpoint.load import Start
 from vitkd_ds.config.reading import patiently
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import description_beside
+from vitkd_ds.config.selected import is_selected, source_of
 from vitkd_ds.config.teachers import role_of
 from vitkd_ds.engine import ranks
 from vitkd_ds.models import build
@@ -53,6 +54,10 @@ def weights_of(run: Run) -> dict[str, str]:
     """Return the hash of each weights file, keyed by the setting that names the file."""
     student = run.student
     files = {"student.init": hub_file(student.model) if student.init == "hub" else Path(student.init)}
+    if is_selected(student.init):
+        source = source_of(student.init, run.teachers)
+        is_hub = source.checkpoint == "hub"
+        files["student.init"] = hub_file(source.model) if is_hub else build.teacher_file(source)
     for name, teacher in run.teachers.items():
         key = f"{role_of(name)}.checkpoint"
         files[f"{role_of(name)}.head"] = Path(teacher.head)

@@ -27,6 +27,8 @@ from vitkd_ds.engine.processes import num_cpus
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models import build
+from vitkd_ds.models.arguments import takes_image_size
+from vitkd_ds.models.create import model_args_of
 from vitkd_ds.models.distiller import Distiller, LossPart
 from vitkd_ds.models.features import describe_pooled
 from vitkd_ds.models.normalization import Normalization
@@ -78,8 +80,8 @@ class Parts:
     def student_description(self) -> dict[str, Any]:
         """Return the content of student.json: how to rebuild the student with timm and preprocess its inputs."""
         data, classes = self.run.data, list(self.train_loader.classes)
-        made, normalization = build.model_args_of(self.run.student, data), asdict(self.normalization)
-        if not build.takes_image_size(type(self.export_model)):
+        made, normalization = model_args_of(self.run.student, data), asdict(self.normalization)
+        if not takes_image_size(type(self.export_model)):
             del made["args"]["img_size"]
         interpolation = val_interpolation(data.interpolation)
         # timm's helpers, such as resolve_model_data_config, read these from the rebuilt model.
@@ -209,7 +211,7 @@ def open_split(
         seed=run.seed,
         classes=classes,
         device=device,
-        **({"statistics": build.statistics_of(run.student)} if is_train else {}),
+        **({"statistics": build.statistics_of(run.student, run.teachers)} if is_train else {}),
     )
 
 
@@ -267,7 +269,7 @@ def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
         ValueError: the models do not fit each other, or weights do not fit their model.
     """
     torch.manual_seed(run.seed)  # the same student on every rank
-    student = build.build_student(run.student, run.data, classes=classes, **student_needs(run))
+    student = build.build_student(run.student, run.data, classes=classes, teachers=run.teachers, **student_needs(run))
     teachers = {
         name: build.build_teacher(teacher, run.data, role=role_of(name), **teacher_needs(run, name))
         for name, teacher in run.teachers.items()

@@ -19,6 +19,7 @@ from vitkd_ds.config.run import DataConfig, TeacherConfig
 from vitkd_ds.config.run_folder import DESCRIPTION, EXPORTED, NOT_OF_THE_MODEL, STUDENT, find_student, read_json
 from vitkd_ds.config.teachers import read
 from vitkd_ds.models import build
+from vitkd_ds.models.create import model_args_of
 
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
@@ -123,7 +124,7 @@ def _teacher(teacher: TeacherConfig, run: dict[str, Any], models: dict[Key, nn.M
     num_classes = run["data"]["num_classes"]
     teacher = replace(teacher, checkpoint="random", head="", image_size=0)
     data = DataConfig(train="", val="", image_size=size, num_classes=num_classes)
-    made = build.model_args_of(teacher, data)
+    made = model_args_of(teacher, data)
     key = _key(made["model"], made["args"], size)
     if key not in models:
         models[key] = build.build_teacher(teacher, data, needs_blocks=False)

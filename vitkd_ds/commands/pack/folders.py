@@ -17,6 +17,7 @@ from vitkd_ds.checkpoint.folder import check_begun
 from vitkd_ds.config.options import WEIGHTS
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import check_is_there
+from vitkd_ds.config.selected import is_selected, selected_file
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import SOURCE_KEY, read_side, side_path
 from vitkd_ds.data.classes import check_is_not_one, check_is_packed, is_class_folder, packed_path
@@ -108,8 +109,10 @@ def _check_without_images(run: Run) -> None:
     find_ds_config(run.ds_config)
     for role, config in run.models.items():
         key, words = WEIGHTS[type(config)]
-        if getattr(config, key) not in words:
-            check_is_there(getattr(config, key), f"{role}.{key}")
+        value = getattr(config, key)
+        file = selected_file(value, run.teachers) if is_selected(value) else value
+        if file not in words:
+            check_is_there(file, f"{role}.{key}")
     if not console.is_first_rank():
         return
     from vitkd_ds.models.hub import check_hub_is_reached, check_model_name  # imports timm, which is slow
