@@ -1,11 +1,22 @@
 """Weights selected from a larger model, compared with a plain form of the source's rule and with the larger model."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
+from tests.commands.test_evaluate import write_export
+from vitkd_ds.config.options import apply_options
+from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
+from vitkd_ds.config.selected import source_of
+from vitkd_ds.models.build import build_student, normalization_of, statistics_of
 from vitkd_ds.models.select_weights import indices, select_weights
+from vitkd_ds.recipes import build_run
+from vitkd_ds.train.identity import weights_of
 
 SMALL = {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 5}
 WIDE = {"img_size": 32, "embed_dim": 96, "num_heads": 6, "depth": 4, "num_classes": 7}
@@ -136,3 +147,59 @@ def test_models_that_differ_in_more_than_size_are_rejected(student, source, opti
     with pytest.raises(ValueError, match=message):
         select_weights(*models, **{"heads": "whole", "blocks": "first"} | options)
     assert all(torch.equal(tensor, before[name]) for name, tensor in models[0].state_dict().items())
+
+
+def test_the_student_of_a_run_starts_with_selected_weights_and_the_sources_normalisation(tmp_path, caplog):
+    caplog.set_level("INFO")
+    source = make("deit3_small_patch16_224", **WIDE)
+    save_file(source.state_dict(), tmp_path / "wide.safetensors")
+    statistics = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
+    described = {"model": "deit3_small_patch16_224", "args": WIDE, "normalization": statistics}
+    (tmp_path / "wide.json").write_text(json.dumps(described))
+    own = {key: SMALL[key] for key in ("embed_dim", "num_heads", "depth")}
+    data = DataConfig("", "", image_size=32, num_classes=5)
+    args = {key: WIDE[key] for key in own}
+    file = str(tmp_path / "wide.safetensors")
+    teachers = {"wide": TeacherConfig("deit3_small_patch16_224", args, file, placement="replica", image_size=48)}
+    expected = make("deit_tiny_patch16_224", **SMALL)
+    select_weights(expected, source, heads="even", blocks="even")
+    for place in ("wide", file):
+        choices = {"select_heads": "even", "select_blocks": "even"}
+        config = StudentConfig("deit_tiny_patch16_224", own, f"select:{place}", **choices)
+            "deit_tiny_patch16_224", own, f"select:{place}", select_heads="even", select_blocks="even"
+        )
+        student = build_student(config, data, teachers=teachers)
+        assert f"student.init=select:{place}: 48 of 96 channels, 3 of 6 heads (even)" in caplog.text
+        state = expected.state_dict()
+        assert all(torch.equal(w, state[n]) for n, w in student.state_dict().items() if not n.startswith("head"))
+        found = normalization_of(student)
+        assert (found.mean, found.std) == statistics_of(config, teachers) == ((0.1, 0.2, 0.3), (1, 2, 3))
+    torch.manual_seed(0)
+    for options, message in {
+        "select:wide": r"student.init=select:wide: the student is larger .* cannot select 3 of 2",
+        "select:hub:deit_nano": "student.init=select:hub:deit_nano: student.model=deit_nano is not a timm model",
+    }.items():
+        shallow = {"wide": replace(teachers["wide"], model_args=args | {"depth": 2}, checkpoint="random")}
+        deep = StudentConfig("deit_tiny_patch16_224", own | {"depth": 3}, options)
+        with pytest.raises(ValueError, match=message):
+            build_student(deep, data, teachers=shallow)
+
+
+def test_a_path_is_resolved_a_teacher_is_not_and_both_keep_the_students_model(tmp_path):
+    write_export(tmp_path / "student")
+    file = tmp_path / "student" / "student.safetensors"
+    run = apply_options(build_run("demo"), {"student.init": f"select:{tmp_path}/student"})
+    assert run.student == replace(build_run("demo").student, init=f"select:{file}")
+    assert source_of(run.student.init, run.teachers).checkpoint == str(file)
+    assert weights_of(run)["student.init"] != weights_of(build_run("demo"))["teacher.checkpoint"]
+    taught = apply_options(build_run("demo"), {"student.init": "select:teacher"})
+    assert taught.student == replace(build_run("demo").student, init="select:teacher")
+    assert weights_of(taught) == weights_of(build_run("demo")) | {
+        "student.init": weights_of(taught)["teacher.checkpoint"]
+    }
+    assert source_of("select:hub:deit3_small_patch16_224", {}).checkpoint == "hub"
+    with pytest.raises(ValueError, match="student.init: no weight file, run, checkpoint or export at .*nothing"):
+        apply_options(build_run("demo"), {"student.init": f"select:{tmp_path}/nothing"})
+    file.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match=r"student.safetensors has no description of its model. Pass a run, a"):
+        source_of(f"select:{file}", {})

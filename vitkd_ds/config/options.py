@@ -102,12 +102,9 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
         return run
     if is_selected(value):
         file = selected_file(value, run.teachers)
-        found = (
-            f"{SELECT}{run_folder.find_weights(file, f'{role}.{key}')}"
-            if file and f"{role}.{key}" in options
-            else value
-        )
-        return run.with_model(role, replace(config, init=found))
+        if file and f"{role}.{key}" in options:
+            value = f"{SELECT}{run_folder.find_weights(file, f'{role}.{key}')}"
+        return run.with_model(role, replace(config, init=value))
     # A path from an option must exist now. A stored path is checked when it is loaded.
     path = run_folder.find_weights(value, f"{role}.{key}") if f"{role}.{key}" in options else Path(value)
     described = run_folder.model_of(run_folder.description_beside(path))

@@ -115,9 +115,9 @@ def _check_kinds(student: nn.Module, source: nn.Module) -> None:
     kinds = [[kind.__name__ for kind in TOKEN_MODELS if isinstance(model, kind)] for model in (student, source)]
     if kinds[0] != kinds[1] or not kinds[0]:
         raise ValueError(
-            f"weights can be selected only from a timm {' or '.join(kind.__name__ for kind in TOKEN_MODELS)} for a student "
-            f"of the same class, but the student is of class {type(student).__name__}, and the other model of class "
-            f"{type(source).__name__}. Choose another student."
+            f"weights can be selected only between two models of class "
+            f"{' or '.join(kind.__name__ for kind in TOKEN_MODELS)}, but the student is of class "
+            f"{type(student).__name__}, and the other model of class {type(source).__name__}. Choose another student."
         )
     sizes = [(model.patch_embed.patch_size, model.patch_embed.grid_size) for model in (student, source)]
     if sizes[0] != sizes[1]:

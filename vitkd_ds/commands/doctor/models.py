@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, judged, needed, ok, warning
 from vitkd_ds.config.run import Run, StudentConfig, TeacherConfig
+from vitkd_ds.config.selected import is_selected, source_of
 from vitkd_ds.config.teachers import called, role_of
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.optimizers.base import state_bytes
@@ -93,6 +94,9 @@ def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
                 advice = f"run {fetch} on a machine with a network and the nodes' HF_HOME, or pass a file of weights"
                 found = f"weights of {config.model} are not in this node's cache (doctor downloads nothing)"
                 return warning(role, found, advice), _build(role, run, random), False
+        elif is_selected(source) and source_of(source, run.teachers).checkpoint == "hub":
+            found = f"{role}.{key}={source} was not tried, because doctor downloads nothing"
+            return warning(role, found, "start the run on this node to try it"), _build(role, run, random), False
         # timm replaces the classifier of a student from the hub, so the file itself need not fit.
         is_kept = role == "student" and getattr(config, key) == "hub"
         model = _build(role, run, random if is_kept else source)
