@@ -54,10 +54,13 @@ class Watched:
         (self.folder / ".new").replace(self.folder / name)
 
     def log(self, *lines, anew=False):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
         if anew:
-            (self.folder / "metrics.jsonl").unlink()
+            (self.folder / ".anew").write_text(text)
+            (self.folder / ".anew").replace(self.folder / "metrics.jsonl")
+            return
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.write(text)
 
     def until(self, text):
         for _ in range(1000):

@@ -141,7 +141,7 @@ MISTAKES = {
             "classes=classes =>": (
                 "train/test_parts.py::test_validation_uses_trainings_class_numbers_and_a_teacher_must_match_their_order"
             ),
-            "{'statistics': build.statistics_of(run.student)} => {}": (
+            "{'statistics': build.statistics_of(run.student, run.teachers)} => {}": (
                 "train/test_parts.py::test_pixels_uncovered_by_randaugment_have_the_students_mean_colour"
             ),
         },

@@ -21,7 +21,6 @@ from vitkd_ds.models.pair import check_pair
 DATA = DataConfig(train="demo", val="demo", image_size=32, num_classes=5)
 TINY = "deit_tiny_patch16_224"
 IMAGENET_DATA = DataConfig(train="demo", val="demo", image_size=224, num_classes=1000)
-
 VITKD = LossesConfig(vitkd=ViTKDTerm(weight=1))
 
 

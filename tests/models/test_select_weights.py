@@ -132,6 +132,7 @@ def test_indices_are_multiples_if_they_can_be_and_else_evenly_spread(size, wante
     ({"depth": 5}, {}, {}, "larger than the model .*: cannot select 5 of 4"),
     ({"img_size": 48}, {}, {}, r"\(3, 3\)\), but the model to select from has \(\(16, 16\), \(2, 2\)\)"),
     ({"qkv_bias": False}, {}, {}, "differ in attn.qkv.bias"),
+    ({"in_chans": 1}, {}, {}, r"patch_embed.proj.weight has shape \(48, 1, 16, 16\), but its .* \(48, 3, 16, 16\)"),
     ({"name": EVA[2]}, {}, {}, "student is of class Eva, and .* of class VisionTr"),
     ({"name": "cait_xxs24_224"}, {}, {}, "student is of class Cait"),
     ({"name": EVA[2]}, {"name": EVA[2]}, {"heads": "even"}, "rotary .* need whole .* got student.select_heads=even"),
@@ -166,8 +167,6 @@ def test_the_student_of_a_run_starts_with_selected_weights_and_the_sources_norma
     for place in ("wide", file):
         choices = {"select_heads": "even", "select_blocks": "even"}
         config = StudentConfig("deit_tiny_patch16_224", own, f"select:{place}", **choices)
-            "deit_tiny_patch16_224", own, f"select:{place}", select_heads="even", select_blocks="even"
-        )
         student = build_student(config, data, teachers=teachers)
         assert f"student.init=select:{place}: 48 of 96 channels, 3 of 6 heads (even)" in caplog.text
         state = expected.state_dict()

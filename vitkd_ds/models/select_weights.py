@@ -25,10 +25,10 @@ from vitkd_ds.models.features import TOKEN_MODELS
 
 AXES = {
     r"norm\d\.\w+|ls\d\.gamma|gamma_\d": ("width",),
-    r"attn\.qkv\.weight|attn\.[qkv]_proj\.weight": ("attention", "width"),
-    r"attn\.qkv\.bias|attn\.[qkv]_proj\.bias|attn\.[qv]_bias|attn\.norm\.\w+": ("attention",),
+    r"attn\.qkv\.weight|attn\.[qkv]_proj\.weight": ("qkv", "width"),
+    r"attn\.qkv\.bias|attn\.[qkv]_proj\.bias|attn\.[qv]_bias|attn\.norm\.\w+": ("qkv",),
     r"attn\.[qk]_norm\.\w+": ("head",),
-    r"attn\.proj\.weight": ("width", "attention"),
+    r"attn\.proj\.weight": ("width", "qkv"),
     r"attn\.proj\.bias|mlp\.fc2\.bias": ("width",),
     r"mlp\.fc1(_g|_x)?\.weight": ("hidden", "width"),
     r"mlp\.fc1(_g|_x)?\.bias|mlp\.norm\.\w+": ("hidden",),
@@ -77,37 +77,48 @@ def select_weights(student: nn.Module, source: nn.Module, *, heads: str, blocks:
     """
     _check_kinds(student, source)
     try:
-        picked = {
-            "width": Selection(indices(source.embed_dim, student.embed_dim), source.embed_dim),
-            "attention": _attention(student, source, heads),
-            "head": Selection(indices(_head_dim(source), _head_dim(student)), _head_dim(source)),
-            "hidden": Selection(indices(_hidden(source), _hidden(student)), _hidden(source)),
-        }
-        depth = len(source.blocks), len(student.blocks)
-        numbers = indices(*depth) if blocks == "even" else indices(depth[0], depth[1]).new_tensor(range(depth[1]))
+        picked = _picked(student, source, heads)
+        depth = len(student.blocks)
+        spread = indices(len(source.blocks), depth).tolist()
     except ValueError as error:
         raise ValueError(
             f"the student is larger than the model to select from: {error}. Choose a smaller student."
         ) from None
+    numbers = spread if blocks == "even" else range(depth)
     state = student.state_dict()
     taken = _outside_blocks(state, source.state_dict(), picked["width"], student)
-    for number, block in enumerate(numbers.tolist()):
+    for number, block in enumerate(numbers):
         found = _folded(source.blocks[block].state_dict(), student.blocks[number].state_dict())
         taken |= {f"blocks.{number}.{name}": _of_block(name, tensor, picked) for name, tensor in found.items()}
-    wrong = [name for name, tensor in taken.items() if tensor.shape != state[name].shape]
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"the student's {name} has shape {tuple(state[name].shape)}, but its selected weights have "
-            f"{tuple(taken[name].shape)}. Set student.model_args to match the model to select from."
-        )
+    _check_shapes(taken, state)
     student.load_state_dict(state | taken)
     kept = [name for name in state if name not in taken]
     return (
         f"{student.embed_dim} of {source.embed_dim} channels, {_num_heads(student)} of {_num_heads(source)} heads "
         f"({heads}), {_hidden(student)} of {_hidden(source)} hidden units, and blocks "
-        f"{', '.join(map(str, numbers.tolist()))} of {len(source.blocks)}; random: {', '.join(kept) or 'nothing'}"
+        f"{', '.join(map(str, numbers))} of {len(source.blocks)}; random: {', '.join(kept) or 'nothing'}"
     )
+
+
+def _picked(student: nn.Module, source: nn.Module, heads: str) -> dict[str, Selection]:
+    """Return the selected indices of each axis in AXES. Raise ValueError if the student is larger."""
+    sizes = {
+        "width": (source.embed_dim, student.embed_dim),
+        "head": (_head_dim(source), _head_dim(student)),
+        "hidden": (_hidden(source), _hidden(student)),
+    }
+    picked = {"qkv": _qkv(student, source, heads)}
+    return picked | {axis: Selection(indices(size, wanted), size) for axis, (size, wanted) in sizes.items()}
+
+
+def _check_shapes(taken: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the selected weights have the shapes of the student's own."""
+    for name, tensor in taken.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"the student's {name} has shape {tuple(own[name].shape)}, but its selected weights have "
+                f"{tuple(tensor.shape)}. Set student.model_args to match the model to select from."
+            )
 
 
 def _check_kinds(student: nn.Module, source: nn.Module) -> None:
@@ -127,7 +138,7 @@ def _check_kinds(student: nn.Module, source: nn.Module) -> None:
         )
 
 
-def _attention(student: nn.Module, source: nn.Module, heads: str) -> Selection:
+def _qkv(student: nn.Module, source: nn.Module, heads: str) -> Selection:
     """Return the selected channels of queries, keys and values."""
     size = _num_heads(source) * _head_dim(source)
     has_rope = getattr(student, "rope", None) is not None

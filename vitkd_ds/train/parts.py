@@ -26,9 +26,7 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import num_cpus
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
-from vitkd_ds.models import build
-from vitkd_ds.models.arguments import takes_image_size
-from vitkd_ds.models.create import model_args_of
+from vitkd_ds.models import arguments, build, create
 from vitkd_ds.models.distiller import Distiller, LossPart
 from vitkd_ds.models.features import describe_pooled
 from vitkd_ds.models.normalization import Normalization
@@ -80,8 +78,8 @@ class Parts:
     def student_description(self) -> dict[str, Any]:
         """Return the content of student.json: how to rebuild the student with timm and preprocess its inputs."""
         data, classes = self.run.data, list(self.train_loader.classes)
-        made, normalization = model_args_of(self.run.student, data), asdict(self.normalization)
-        if not takes_image_size(type(self.export_model)):
+        made, normalization = create.model_args_of(self.run.student, data), asdict(self.normalization)
+        if not arguments.takes_image_size(type(self.export_model)):
             del made["args"]["img_size"]
         interpolation = val_interpolation(data.interpolation)
         # timm's helpers, such as resolve_model_data_config, read these from the rebuilt model.
@@ -269,7 +267,7 @@ def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
         ValueError: the models do not fit each other, or weights do not fit their model.
     """
     torch.manual_seed(run.seed)  # the same student on every rank
-    student = build.build_student(run.student, run.data, classes=classes, teachers=run.teachers, **student_needs(run))
+    student = build.build_student(run.student, run.data, classes=classes, **student_needs(run))
     teachers = {
         name: build.build_teacher(teacher, run.data, role=role_of(name), **teacher_needs(run, name))
         for name, teacher in run.teachers.items()
@@ -277,9 +275,9 @@ def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
     return fit_models(run, student, teachers)
 
 
-def student_needs(run: Run) -> dict[str, bool]:
-    """Return the `build_student` arguments that the active loss terms require."""
-    return {"needs_blocks": run.losses.needs.blocks("student")}
+def student_needs(run: Run) -> dict[str, Any]:
+    """Return the `build_student` arguments that the active loss terms and `student.init` require."""
+    return {"needs_blocks": run.losses.needs.blocks("student"), "teachers": run.teachers}
 
 
 def teacher_needs(run: Run, name: str) -> dict[str, bool]:

@@ -111,7 +111,7 @@ def _build(role: str, run: Run, weights: str) -> nn.Module:
     config = run.models[role]
     config = replace(config, **{KEYS[type(config)][0]: weights})
     if role == "student":
-        return build.build_student(config, run.data, teachers=run.teachers, **training.student_needs(run))
+        return build.build_student(config, run.data, **training.student_needs(run))
     name = next(name for name in run.teachers if role_of(name) == role)
     return build.build_teacher(config, run.data, role=role, **training.teacher_needs(run, name))
 

@@ -79,6 +79,7 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     if run.max_steps and schedule.total_steps == run.max_steps:
         length = f"{run.max_steps:,} steps"
     about = f"{steps:,} steps of {run.global_batch_size} images per epoch; without evaluations and checkpoints"
+    # FLOPs of both models per image, on the GPUs that share the images.
     tflops = speed / layout.ranks * inputs.flops / 1e12
     shown = f"{tflops:.0f}" if tflops >= 1 else f"{tflops:.2g}"
     rows = [
