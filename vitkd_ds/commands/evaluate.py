@@ -133,7 +133,7 @@ def _teacher_of(teacher: str, checkpoint: str) -> TeacherConfig:
 def _has_classes(config: TeacherConfig, classes: tuple[str, ...]) -> bool:
     """Return whether a teacher's classes equal the images' classes, in the same order; if not, log a warning.
 
-    A teacher whose classes are not known counts as equal.
+    If a teacher's classes are not known, it counts as equal.
     """
     if config.checkpoint == "hub" or config.head:
         return True
