@@ -27,7 +27,7 @@ from vitkd_ds.models.weights import load_tensors
 
 
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
-    """Write student.safetensors, a plain timm state dict, and student.json, with which the model is rebuilt and used.
+    """Write student.safetensors, a plain timm state dict, and student.json, which is needed to rebuild the model.
 
     Return the manifest entry of each file, by the file's name.
     """

@@ -70,7 +70,7 @@ def check_begun(run: Run) -> None:
 
 
 def check_settings(run: Run, config: Path | None) -> Run | None:
-    """Check that a run may use its folder, and that its settings are those that the run had before.
+    """Check that a run may use its folder, and that its settings are equal to its earlier settings.
 
     Return the settings that the run had before, or None if there are none. Nothing is written.
 

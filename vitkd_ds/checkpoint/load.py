@@ -3,7 +3,7 @@
 A checkpoint folder such as checkpoints/step00001234 is written under a temporary name that starts with a dot. Once all
 ranks' files are on disk and listed in the manifest, the folder is renamed, and `latest` then points to it. So a folder
 without the dot was intact when it got its name. Before a checkpoint is loaded, all ranks check that it still is. The
-exported student is in files of its own, next to DeepSpeed's files. So an export does not unpickle anything.
+exported student is in separate files, next to DeepSpeed's files. So an export does not unpickle anything.
 """
 
 import logging

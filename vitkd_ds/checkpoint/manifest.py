@@ -90,7 +90,7 @@ def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_pa
         num_parts: number of shares. All have about the same number of bytes.
 
     Returns:
-        What is wrong with the first damaged file, after its name; "" if all files are intact.
+        The name of the first damaged file and its problem; "" if all files are intact.
 
     Raises:
         Unreadable: the disk failed.

@@ -44,8 +44,8 @@ def check_export(source: str, destination: str, format: str = "timm", val: str =
     """Check the arguments of export.
 
     Raises:
-        ValueError: the format is unknown; there is no student; `destination` exists; or there are no images on which to
-            compare an exported graph with torch, because `val` is empty and the student does not belong to a run.
+        ValueError: the format is unknown; there is no student; `destination` exists; or there are no images for
+            comparing an exported graph with torch, because `val` is empty and the student does not belong to a run.
     """
     if format not in FORMATS:
         raise ValueError(f"--format {format} is unknown: {nearest(format, FORMATS)}")

@@ -45,7 +45,7 @@ def _features(result: Result) -> str:
 def _plain_run_beside(result: Result) -> Result | None:
     """Return a finished run without a teacher from the same parent folder; None if there is none.
 
-    It has the same images and seed as `result`, and the same settings except those in OF_DISTILLATION.
+    It has the same images and seed as `result`. Its settings may differ only in the sections OF_DISTILLATION.
     """
     here = result.folder.resolve()
     for folder in sorted(result.folder.parent.iterdir()):

@@ -35,17 +35,13 @@ def evaluate_exported(
 ) -> dict[str, float]:
     """Evaluate an exported student in fp32 on this machine's first GPU, or on the CPU. Return its metrics by name.
 
-    A student with a classifier is evaluated by `vitkd_ds.train.evaluate.evaluate`, and a student without one by
-    `vitkd_ds.train.evaluate.evaluate_features`.
+    The metrics are described in `vitkd_ds.train.evaluate`: `evaluate`, or `evaluate_features` without a classifier.
 
     Args:
         student: a run folder, a checkpoint or an exported student.
-        val: a .beton or a packed class folder. Each of its classes must be a class of the student. "" uses the
-            validation images of the student's run.
-        teacher: a timm name, a run folder, a checkpoint or an exported student. "" uses the teachers of the student's
-            run, or none if the student does not belong to a run.
-        teacher_checkpoint: weights for a `teacher` that is a timm name: a file, a run folder, a checkpoint or an
-            exported student. "" uses timm's own weights from the hub.
+        val: a .beton or a packed folder with classes of the student only; "" uses the run's validation images.
+        teacher: a timm name, a run folder, a checkpoint or an exported student; "" uses the run's teachers, if any.
+        teacher_checkpoint: weights of a timm `teacher`: a file, run folder, checkpoint or export; "" uses the hub's.
         micro_batch_size: images per forward pass.
         knn, probe: evaluate pooled features instead, see `vitkd_ds.commands.probe.probe_exported`.
         train: labelled training images; only for `knn` and `probe`.
@@ -133,7 +129,7 @@ def _teacher_of(teacher: str, checkpoint: str) -> TeacherConfig:
 def _has_classes(config: TeacherConfig, classes: tuple[str, ...]) -> bool:
     """Return whether a teacher's classes equal the images' classes, in the same order; if not, log a warning.
 
-    A teacher whose classes are not known counts as equal.
+    If a teacher's classes are not known, it counts as equal.
     """
     if config.checkpoint == "hub" or config.head:
         return True

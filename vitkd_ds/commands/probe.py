@@ -28,7 +28,7 @@ def probe_exported(
             the run's data.knn_train and data.knn_val if they are set. Otherwise, "" uses the run's data.train and
             data.val, restricted to the classes in its data.classes.
         micro_batch_size: images per forward pass.
-        seed: determines which training images the probe holds out, and the order in which it reads the others.
+        seed: determines which training images the probe holds out, and the order of the other images.
 
     Returns:
         `num_train` and `num_images`: numbers of training and validation images used. With `knn`, also `knn_top1` in

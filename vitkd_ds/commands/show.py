@@ -35,7 +35,7 @@ NO_CHARACTER = "\U0010ffff"
 MIN_CELL_PIXELS = 128
 """Images of fewer pixels per side are enlarged by an integer factor."""
 MIN_PART = 0.01
-"""Captions leave out labels whose target value is at most this."""
+"""Captions leave out labels with a target value of at most this."""
 
 
 def show(run: Run, dst: Path) -> Path:

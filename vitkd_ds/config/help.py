@@ -18,8 +18,8 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
     """Return the help text of a run's settings in `width` columns. Each setting is shown as the option to type.
 
     Args:
-        run: the run whose values are shown as defaults. For a group that it lacks, those of the group's class are
-            shown.
+        run: the values of this run are shown as defaults. If the run lacks a group, the defaults of the group's class
+            are shown.
         topic: a group (optim, losses, losses.ce) or one field (optim.lr) to show; "" shows everything.
 
     Raises:

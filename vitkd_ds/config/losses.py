@@ -116,8 +116,8 @@ class DISTTerm(Term, place="losses.dist"):
     gamma: Annotated[Number, Ge(0)] = 1.0
     """Weight of the correlations over the images of a class."""
     scope: Literal["micro_batch", "all_ranks"] = "micro_batch"
-    """Images that the correlation of a class includes. micro_batch: those of one micro-batch on one rank. all_ranks:
-    those of one micro-batch on every rank. Accumulated micro-batches are never combined."""
+    """Images that the correlation of a class includes. micro_batch: one micro-batch on one rank. all_ranks: one
+    micro-batch on every rank. Accumulated micro-batches are never combined."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class FeatureTerm(Term, place="losses.feature"):
     scaled to mean 0 and variance 1. phi_s: features are rotated and scaled by one number, so that all channels have the
     same variance. For the last two, see calibration_batches."""
     calibration_batches: Annotated[int, Gt(0)] = 32
-    """Number of micro-batches per rank from which the transforms standardize and phi_s are computed, before the first
+    """Number of micro-batches per rank for computing the transforms standardize and phi_s, before the first
     update. Checkpoints store the transform."""
 
 
@@ -206,7 +206,7 @@ class RelationTerm(Term, place="losses.relation"):
     temperature: Annotated[Number, Gt(0)] = 0.07
     """Divisor of the cosine similarities before the softmax."""
     queue: Annotated[int, Gt(0)] = 4096
-    """Number of images with which each image is compared: the most recent images of all ranks, including the image
+    """Number of images to compare each image with: the most recent images of all ranks, including the image
     itself. It must be at least global_batch_size."""
 
     def check_run(self, run: Any) -> None:

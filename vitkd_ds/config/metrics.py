@@ -24,11 +24,11 @@ class Metric:
     """Decimals in printed output."""
     is_higher_better: bool = True
     has_interval: bool = False
-    """Whether the metric is a percentage of the validation images, for which Wilson's interval is valid."""
+    """Whether the metric is a percentage of the validation images, so that Wilson's interval is valid."""
     chart: str = ""
     """Chart title in a report."""
     dashed_in: str = ""
-    """Name of another metric, whose chart also shows this metric, as a dashed curve."""
+    """Name of another metric. The chart of the other metric also shows this metric, as a dashed curve."""
     tile: str = ""
     """Label of the metric's tile at the top of a report."""
     column: tuple[str, str] | None = None
@@ -38,10 +38,10 @@ class Metric:
     summary: str = ""
     """Key in summary.json."""
     summarized_for: Literal["", "classes", "features"] = ""
-    """Kind of student (with a classifier, or headless) whose summary.json always has the key; null if there is no
-    value."""
+    """Kind of student (with a classifier, or headless) that always has the key in its summary.json; null if there is
+    no value."""
     decides_for: Literal["", "classes", "features"] = ""
-    """Kind of student whose best checkpoint this metric selects."""
+    """Kind of student that uses this metric to select its best checkpoint."""
 
     def is_better(self, value: float, other: float) -> bool:
         """Return whether `value` is better than `other`."""

@@ -64,7 +64,7 @@ def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
 
 
 def _without_terms_of_a_teacher(run: Run, options: Mapping[str, str]) -> Run:
-    """Switch off the terms that need a teacher. A term whose weight is given as an option stays on.
+    """Switch off the terms that need a teacher. A term stays on if its weight is given as an option.
 
     Such a term is an error. With --teacher none, this function raises ValueError; otherwise `check_run` does so later.
     """
@@ -92,8 +92,8 @@ def _without_old_args(run: Run, recipe: Run, role: str, options: Mapping[str, st
 def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Run:
     """Replace a folder by the weight file in it, and take the model from the .json file next to the weights.
 
-    Raise ValueError if an option names another model. If an option sets `model_args`, it replaces those in the .json
-    file, because a model may need other arguments now than when it was stored.
+    Raise ValueError if an option names another model. If an option sets `model_args`, it replaces the value in the
+    .json file, because a model may need other arguments now than when it was stored.
     """
     config = run.models[role]
     key, words = WEIGHTS[type(config)]

@@ -40,7 +40,8 @@ class Setting(NamedTuple):
 def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
     """Return a hint for an unknown name: the nearest valid names, each after `prefix`.
 
-    If no name is near, the hint lists all valid names, or says that none is similar if there are more than MANY.
+    If no name is near, the hint lists all valid names. If there are more than MANY, it only says that none of
+    them is similar.
     """
     valid = sorted(set(valid))
     close = [key for key in valid if key.endswith(f".{name}")]  # "lr" suggests "optim.lr"
@@ -62,10 +63,11 @@ def nearest_option(name: str, valid: Iterable[str], prefix: str = "--") -> str:
 
 
 def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of the settings class `cls`, including those of nested classes.
+    """Yield every setting of the settings class `cls`, including the settings of nested classes.
 
-    Values are those of the instance `part`, or the defaults of the class if `part` is None. For a dict of instances,
-    yield the settings of each one; for an empty dict, yield the settings of one with the placeholder name NAME.
+    Values are taken from the instance `part`, or are the defaults of the class if `part` is None. For a dict of
+    instances, yield the settings of each one; for an empty dict, yield the settings of one with the placeholder name
+    NAME.
     """
     for name, field in cls.__pydantic_fields__.items():
         value = field.get_default(call_default_factory=True) if part is None else getattr(part, name)

@@ -138,7 +138,7 @@ class DataConfig(Part, place="data"):
     seed. A smaller fraction uses a subset of the images of a larger one."""
     classes: str = ""
     """File that lists the classes to use for training and validation: a text file with one class name per line, in
-    label order, or another .beton file, whose classes are used. "" uses all classes."""
+    label order, or another .beton file to take the classes from. "" uses all classes."""
     indices: str = ""
     """Text file with the indices (one per line, from 0) of the training images to use; "" uses all images."""
     knn_train: str = ""

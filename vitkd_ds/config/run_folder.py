@@ -253,10 +253,10 @@ def read_run(path: Path) -> Run:
 
 
 def started_in(run: Run, folder: Path) -> Path | None:
-    """Return the folder in which `train` was started; None if it is unknown or is the current folder.
+    """Return the folder where `train` was started; None if it is unknown or is the current folder.
 
     `folder` is where the run is now. If this path ends with the run's --workdir, and --workdir is relative, the rest of
-    the path is the folder in which `train` was started.
+    the path is the folder where `train` was started.
     """
     workdir, place = Path(run.workdir), folder.resolve()
     start = Path(*place.parts[: len(place.parts) - len(workdir.parts)])
@@ -264,7 +264,7 @@ def started_in(run: Run, folder: Path) -> Path | None:
 
 
 def check_paths(run: Run) -> None:
-    """Raise ValueError if a path of the run exists only in the folder in which the run was started."""
+    """Raise ValueError if a path of the run exists only in the folder where the run was started."""
     paths = [getattr(run.data, key) for key in PATHS_OF_DATA]
     missing = [path for path in paths if path not in NO_PATHS and not os.path.exists(path)]
     folder = Path(run.workdir)
@@ -277,7 +277,7 @@ def check_paths(run: Run) -> None:
 
 
 def with_found_paths(run: Run, folder: Path) -> Run:
-    """Return a run with its relative paths resolved from the folder in which `train` was started.
+    """Return a run with its relative paths resolved from the folder where `train` was started.
 
     A path that does not exist there stays unchanged.
     """

@@ -1,8 +1,8 @@
 """Names of a run's teachers, in options and in files.
 
-A recipe's teacher has the default name "teacher". `--teacher.X` is short for `--teachers.teacher.X`. A run whose only
-teacher has the default name is stored and shown as in earlier versions, which had one teacher. No other module depends
-on the default name.
+A recipe's teacher has the default name "teacher". `--teacher.X` is short for `--teachers.teacher.X`. A run with a
+single teacher of the default name is stored and shown as in earlier versions, which had one teacher. No other module
+depends on the default name.
 """
 
 from collections.abc import Collection, Mapping
@@ -108,7 +108,7 @@ class HasModels:
         return {"student": self.student} | {role_of(name): config for name, config in self.teachers.items()}
 
     def with_model(self, role: str, config: Any) -> Any:
-        """Return a copy of the run in which the model of this role has the settings `config`."""
+        """Return a copy of the run with the settings `config` for the model of this role."""
         if role == "student":
             return replace(self, student=config)
         changed = {name: config for name in self.teachers if role_of(name) == role}

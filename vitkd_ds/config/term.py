@@ -44,7 +44,7 @@ class Needs:
         return replace(self, labels=False) != Needs()
 
     def blocks(self, *roles: str) -> bool:
-        """Return whether the loss needs outputs or attention of blocks, of either model or only of those in `roles`."""
+        """Return whether the loss needs outputs or attention of blocks, of either model or of the models in `roles`."""
         chosen = {
             "student": self.student_blocks + self.student_attention,
             "teacher": self.teacher_blocks + self.teacher_attention,
@@ -62,7 +62,7 @@ class Needs:
 
 
 class MeasuredCost(NamedTuple):
-    """Cost of a term whose speed was measured on a GPU. For all other terms, `plan` counts operations."""
+    """Cost of a term that was timed on a GPU. For all other terms, `plan` counts operations."""
 
     title: str
     """Name of the term in the tables of `plan`."""

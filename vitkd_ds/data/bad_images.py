@@ -28,8 +28,8 @@ def handle_bad_images(
 ) -> int:
     """Handle the images of a micro-batch that could not be decoded (status other than 0); return their number.
 
-    Images that the disk failed to deliver are first read again, a few times; those that succeed are not counted. The
-    arrays are modified in place.
+    Images that the disk failed to deliver are first read again, a few times. If one is then decoded, it is not counted.
+    The arrays are modified in place.
 
     Args:
         images: file or folder that contains the images of `samples`.
@@ -93,7 +93,7 @@ def _class_of(images: Images, index: int) -> str:
 def _next_image(images: Images, sample: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the pixels and the label of the next image in the file that can be decoded.
 
-    The crop and flip are those that this image itself gets in this epoch.
+    The next image keeps its own crop and flip of this epoch.
     """
     other = sample.copy()
     place = int(np.searchsorted(images.chosen, sample["index"][0]))

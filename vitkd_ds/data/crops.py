@@ -15,14 +15,14 @@ from vitkd_ds.data.draws import CROP_DRAWS, sample_keys, uniform
 BILINEAR, BICUBIC = 0, 1
 """Values of the field `filter` of a crop: Pillow's filters of these names, which antialias when they shrink."""
 FILTERS = {"bilinear": (BILINEAR,), "bicubic": (BICUBIC,), "random": (BILINEAR, BICUBIC)}
-"""Maps data.interpolation to the filters from which one is chosen for each image."""
+"""Maps data.interpolation to filters. One of them is chosen for each image."""
 
 CROP_FIELDS = "index repeat flip filter top left height width resized_height resized_width window_top window_left"
 CROP_DTYPE = np.dtype([(name, "<i4") for name in CROP_FIELDS.split()])
 """Crop of one image of a micro-batch, in pixels. `CropRow` in `csrc/decode.h` has the same fields.
 
 The decoder takes image `index` of the file, crops the box (top, left, height, width), and resizes it to resized_height
-x resized_width with `filter`. From the result, it crops a square of the loader's size, whose top left corner is at
+x resized_width with `filter`. From the result, it crops a square of the loader's size with the top left corner at
 (window_top, window_left). If `flip` is 1, it flips the square left to right.
 """
 
@@ -96,7 +96,7 @@ class TrainCrops:
     def _try(self, keys_N: np.ndarray, areas_N: np.ndarray, attempt: int) -> tuple[np.ndarray, ...]:
         """Draw a box for each image; return heights and widths in pixels, and positions of top and left in [0, 1).
 
-        A position is a fraction of the range in which the box can be moved: 0 is at the image's top or left edge.
+        A position is a fraction of the box's range of movement: 0 is at the image's top or left edge.
         """
         first = FIRST_BOX_DRAW + attempt * DRAWS_PER_TRY
         area_u, ratio_u, top_u, left_u = (uniform(keys_N, first + k) for k in range(DRAWS_PER_TRY))
@@ -117,7 +117,7 @@ class CentreCrops:
     """timm's evaluation crops: resize the shorter side to ``floor(size / crop_fraction)``, then crop the centre.
 
     As in torchvision, the length of the longer side is truncated to whole pixels, and the position of the central
-    square is rounded half to even. The pixels therefore equal those with which published accuracies were measured.
+    square is rounded half to even. The pixels therefore equal the pixels that published accuracies were measured with.
     """
 
     size: int

@@ -47,7 +47,7 @@ def image_keys(indices_N: np.ndarray, repeats_N: np.ndarray, *, seed: int, epoch
 
 
 def sample_keys(samples: np.ndarray, *, seed: int) -> np.ndarray:
-    """Return one random key per sample, from which all its random numbers are computed: uint64 [N].
+    """Return one random key per sample: uint64 [N]. All random numbers of a sample are computed from it.
 
     Args:
         samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [N], all of the same epoch.

@@ -39,7 +39,7 @@ class Loader:
         fingerprint: see `vitkd_ds.data.images.Images.fingerprint`.
         content: see `vitkd_ds.data.images.Images.content`.
         indices_B: numbers of the images in the last micro-batch, as counted in the file, int64. If an image was
-            replaced because it could not be decoded, its own number is listed, not that of the substitute.
+            replaced because it could not be decoded, its own number is listed, not the substitute's number.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class Loader:
     def train_numbers(self, epoch: int, step: int) -> list[np.ndarray]:
         """Return the numbers of a training step's images, as counted in the file: one int64 array per rank, in order.
 
-        The numbers of images that cannot be decoded are listed, not those of their substitutes.
+        If an image cannot be decoded, its own number is listed, not its substitute's number.
         """
         samples = self._train_order(epoch)[step * self._global_batch_size :][: self._global_batch_size]
         shares = [order.rank_slice(samples, rank=rank, **self._sizes) for rank in range(self._sizes["world_size"])]

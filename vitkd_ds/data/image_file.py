@@ -1,8 +1,8 @@
 """Decode the bytes of an image file into RGB pixels.
 
-EXIF orientation is ignored, transparency is dropped, and only the first frame of an animation is used. torchvision's
-ImageFolder, with which published accuracies were measured, does the same. Pillow's `draft` mode is not used, because it
-scales JPEGs while it decodes them, which changes the pixels.
+EXIF orientation is ignored, transparency is dropped, and only the first frame of an animation is used. Published
+accuracies were measured with torchvision's ImageFolder, which does the same. Pillow's `draft` mode is not used, because
+it scales JPEGs while it decodes them, which changes the pixels.
 """
 
 import io

@@ -38,9 +38,9 @@ class Images(Protocol):
     chosen: np.ndarray
     """Numbers of the images that the split uses, ascending, int64; see `vitkd_ds.data.subset`."""
     skippable: frozenset[int]
-    """Statuses for which the image itself is at fault, not the disk or the caller. Only these images may be skipped."""
+    """Statuses that mean a faulty image, not a fault of the disk or the caller. Only these images may be skipped."""
     unread: frozenset[int]
-    """Statuses for which the disk is at fault. These images are read again."""
+    """Statuses that mean a fault of the disk. These images are read again."""
     fingerprint: int
     """Hash of the list of images: their order, labels and positions, and which of them the split uses."""
     content: int
@@ -49,7 +49,7 @@ class Images(Protocol):
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield micro-batches of decoded, cropped and augmented samples, in order.
 
-        A micro-batch is a pair of images, uint8 [micro-batch, size, size, 3], and their statuses, of which 0 means
+        A micro-batch is a pair of images, uint8 [micro-batch, size, size, 3], and their statuses. Status 0 means
         decoded. Its arrays are valid until the next micro-batch is requested.
         """
 
@@ -149,7 +149,7 @@ def _renumber(images: Images, classes: tuple[str, ...], key: str, *, is_known: b
 
     Args:
         classes: the training classes in label order.
-        is_known: True if the classes are those of a student and there are no training images. It only changes the
+        is_known: True if the classes come from a student and there are no training images. It only changes the
             messages.
     """
     found = images.classes

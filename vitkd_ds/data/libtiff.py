@@ -20,7 +20,7 @@ _thread = threading.local()
 
 @contextmanager
 def messages() -> Iterator[list[str]]:
-    """Yield a list, to which each error that libtiff reports in this thread is appended as text.
+    """Yield a list that collects the text of each error that libtiff reports in this thread.
 
     The list includes errors that Pillow ignores, but no warnings. It stays empty if Pillow was built without libtiff or
     hides libtiff's symbols.

@@ -37,7 +37,7 @@ def build_loader(
         augment: augmentation after the crop in training; None disables it. Mixup and CutMix are in `train.mixing`.
         micro_batch_size: images per forward pass on this rank.
         global_batch_size: images per training step over all ranks; None means one micro-batch per rank.
-        classes: training classes in label order, to which labels are renumbered; None keeps the split's own labels.
+        classes: training classes in label order; labels are renumbered to match. None keeps the split's own labels.
         device: device of the returned micro-batches.
         normalize: (mean, std), 3 numbers each, to return fp32 images (x / 255 - mean) / std; None returns uint8.
         statistics: the model's (mean, std), for RandAugment's fill colour and for the noise of random erasing.

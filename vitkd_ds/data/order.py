@@ -1,4 +1,4 @@
-"""Compute which images each rank uses in an epoch, and in which order.
+"""Compute which images each rank uses in an epoch, and their order.
 
 The order depends only on seed, epoch, rank and batch sizes, so that a checkpoint needs to store only seed, epoch and
 step. Without repeats and class balancing, each image appears at most once per epoch. An optimizer step uses the same
@@ -55,7 +55,7 @@ def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: i
 def class_balanced_order(
     labels_N: np.ndarray, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1
 ) -> np.ndarray:
-    """Return a random order in which all classes are equally frequent; length and result are as in `random_order`.
+    """Return a random order with all classes equally frequent; length and result are as in `random_order`.
 
     Without repeats, the numbers of samples of two classes differ by at most one. All images of a class are used before
     one of them is used again; that sample then has a higher `repeat`, so its crop and augmentation differ. If `repeats`
@@ -93,7 +93,7 @@ def quasi_random_order(
     and images are shuffled only within a window. The current windows of all lanes together have `WINDOW_BYTES`. Every
     global batch takes the same number of images from each lane. The order is the same for any number of ranks.
 
-    The images of a global batch are sorted by lane. A rank therefore reads only the pages of its own lanes, unless a
+    The images of a global batch are sorted by lane. A rank therefore reads only the pages of its lanes, unless a
     micro-batch ends inside a lane. The number of lanes is the greatest common divisor of `MAX_LANES` and the global
     batch size.
 
@@ -145,7 +145,7 @@ def accumulation_steps(*, world_size: int, micro_batch_size: int, global_batch_s
 
 
 def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int) -> np.ndarray:
-    """Return the samples of one rank, given all samples of an epoch or those that remain of it.
+    """Return the samples of one rank, given all samples or the remaining samples of an epoch.
 
     The samples are divided into consecutive micro-batches, which the ranks get in turn. Therefore, a micro-batch or a
     global batch has the same images for any number of ranks, and the images that are already done are always the first

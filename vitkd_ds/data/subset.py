@@ -73,7 +73,7 @@ def use_part(
 
 
 def part_fingerprint(fingerprint: int, data: DataConfig, chosen: np.ndarray, num_images: int) -> int:
-    """Return the fingerprint of the chosen images, given that of all images.
+    """Return the fingerprint of the chosen images, given the fingerprint of all images.
 
     The two are equal if all images are chosen and data.classes is not set.
     """

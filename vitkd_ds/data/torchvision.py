@@ -1,9 +1,9 @@
 """Backend with Pillow, torchvision and DataLoader; needs neither FFCV nor the decoder.
 
-For a .beton, order, crops, flips, augmentation and pixels equal those of the FFCV backend. This backend also reads
-every source for which `vitkd-ds pack` needs no options, without packing it. The images of such a source have the
-numbers that `pack` gives them without --shuffle and --skip_bad. Their crops are drawn for the original sizes, even if
-`pack` would scale the images.
+For a .beton, order, crops, flips, augmentation and pixels are the same as in the FFCV backend. This backend also
+reads every source that `vitkd-ds pack` can pack without options, without packing it. The images of such a source have
+the numbers that `pack` gives them without --shuffle and --skip_bad. Their crops are drawn for the original sizes, even
+if `pack` would scale the images.
 
 Pillow ignores damage inside a JPEG. If the compiled decoder was built, it therefore checks the JPEGs of such a source.
 A .beton needs no such check: it was checked when it was packed, and stores a CRC32 of each image.
@@ -43,7 +43,8 @@ DECODED, NOT_DECODED, NOT_READ = range(3)
 class TorchvisionImages:
     """Images of a .beton or another source, read with Pillow; implements `vitkd_ds.data.images.Images`.
 
-    The pixels equal those of the FFCV backend bit for bit if Pillow's libjpeg-turbo decodes as the system's one does.
+    The pixels are the same as in the FFCV backend, bit for bit, if Pillow's libjpeg-turbo decodes as the system's one
+    does.
 
     Args:
         num_workers: number of decoding processes; they are started for each pass over the images.
@@ -154,7 +155,7 @@ def damage_check(path: str) -> Callable | None:
 
 
 def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
-    """Open a .beton as a source whose images are JPEG files, or PPM files if they are stored as pixels.
+    """Open a .beton as a source of JPEG files, or of PPM files for images that are stored as pixels.
 
     Returns:
         The source, and a pair of hashes: its `beton_fingerprint`, and a CRC32 of the checksums of its images.

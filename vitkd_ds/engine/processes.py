@@ -1,7 +1,7 @@
 """Start and end the process group of a run, and assign each rank its device.
 
-Launchers tell a process its rank by different variables. This module translates them into those that DeepSpeed reads.
-Only this module and `vitkd_ds.engine.ranks` import torch.distributed.
+Launchers tell a process its rank by different variables. This module translates them into the variables that DeepSpeed
+reads. Only this module and `vitkd_ds.engine.ranks` import torch.distributed.
 """
 
 import logging
@@ -130,7 +130,7 @@ def check_gpu_is_used(environ: Mapping[str, str] = os.environ, driver: Path = DR
 
 
 def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
-    """Return the number of CPUs for this rank: those of its Slurm task, or else its share of the node's usable CPUs."""
+    """Return this rank's number of CPUs: the CPUs of its Slurm task, or else its share of the node's usable CPUs."""
     allowed = len(os.sched_getaffinity(0))
     if "SLURM_STEP_ID" in environ and environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
         return max(1, min(allowed, int(environ["SLURM_CPUS_PER_TASK"])))

@@ -103,7 +103,8 @@ def on_main(function: Callable[[], T]) -> T:
 def together(function: Callable[[], T]) -> T:
     """Call `function` on every rank and return its result; if it raises on one rank, raise on all. Collective.
 
-    A failed rank raises its own exception. The other ranks raise an exception that quotes those of the failed ranks.
+    A failed rank raises its own exception. The other ranks raise an exception that quotes the exceptions of the failed
+    ranks.
 
     Raises:
         RefusedElsewhere: this rank succeeded, and every failed rank raised a ValueError.

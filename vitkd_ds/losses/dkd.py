@@ -29,9 +29,9 @@ def dkd_loss(
 ) -> Tensor:
     """Compute T^2 (alpha KL(b_T || b_S) + beta KL(n_T || n_S)), averaged over images.
 
-    b and n are computed from logits divided by the temperature; b_T and n_T are those of the teacher, b_S and n_S those
-    of the student. b is the pair of the label's probability and the total probability of the other classes. n is the
-    softmax over the other K - 1 classes.
+    b and n are computed from logits divided by the temperature; b_T and n_T belong to the teacher, b_S and n_S to the
+    student. b is the pair of the label's probability and the total probability of the other classes. n is the softmax
+    over the other K - 1 classes.
 
     Args:
         student_logits_BK: student logits; they receive gradients.

@@ -68,11 +68,11 @@ class Feature(LossPart):
 
     @property
     def num_calibrating(self) -> int:
-        """Micro-batches per rank from which mean and covariance are computed; 0 if the targets do not need them."""
+        """Micro-batches per rank for computing mean and covariance; 0 if the targets do not need them."""
         return self.term.calibration_batches if self.term.target in STATISTICS else 0
 
     def features_to_calibrate(self, teacher: Features) -> dict[str, Tensor]:
-        """Return the teacher's features [..., Dt] whose mean and covariance are needed.
+        """Return the teacher's features [..., Dt] that need mean and covariance.
 
         Each key is the path, within this module, of the `Target` that needs them.
         """
@@ -164,7 +164,7 @@ def _resized(tokens_BPD: Tensor, old: tuple[int, int], new: tuple[int, int]) -> 
 
 
 def phi_s(covariance_DD: Tensor) -> Tensor:
-    """Compute the PHI-S matrix W, for which every channel of W (x - mean) has variance 1.
+    """Compute the PHI-S matrix W: every channel of W (x - mean) has variance 1.
 
     W is a rotation times a scale, so it preserves ratios of distances.
 

@@ -61,7 +61,7 @@ class LossPart(nn.Module):
 
     The module's parameters are trained with the student and left out of the exported student.
 
-    `forward(student, teacher, targets_BK)` returns a dict of fp32 scalars, whose keys are the names in the log. The
+    `forward(student, teacher, targets_BK)` returns a dict of fp32 scalars. Its keys are the names in the log. The
     value of the term is the sum of these scalars. `student` and `teacher` are `Features`; only the student's features
     receive gradients. `teacher` is None if the term needs no teacher. `targets_BK` are soft labels in fp32, with the
     shape [B, 0] in a run without labels.

@@ -16,9 +16,9 @@ class Relation(LossPart):
     One linear layer maps the student's patch tokens to the teacher's width, and another maps its pooled features.
 
     `relation_global` compares each image with a queue of the teacher's pooled features. The queue covers the latest
-    images of all ranks, including those of the current micro-batch. All ranks have the same queue, so a checkpoint
-    stores one copy. As in the source, each image is also compared with itself. If the teacher's similarities are sharp,
-    this comparison dominates. Until the queue is full, only its filled rows count.
+    images of all ranks, including the current micro-batch. All ranks have the same queue, so a checkpoint stores one
+    copy. As in the source, each image is also compared with itself. If the teacher's similarities are sharp, this
+    comparison dominates. Until the queue is full, only its filled rows count.
 
     **Source**: lightly-train's distillation v3, `distillationv3.py`.
 

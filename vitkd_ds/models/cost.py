@@ -94,8 +94,8 @@ def cost_of(model: nn.Module, image_size: int, *, keep_tokens: int = 0) -> dict[
 def term_cost(term: Term, pair: PairInfo, *, num_classes: int) -> tuple[int, int]:
     """Return the cost of a term per image: operations of forward and backward, and bytes kept from forward to backward.
 
-    The bytes are those of the teacher's bf16 features and of the tensors that autograd saves. The student's features do
-    not count, because they belong to the cost of the student. The term runs on the CPU on zeros, with one image and
+    The bytes are the size of the teacher's bf16 features and of the tensors that autograd saves. The student's features
+    do not count, because they belong to the cost of the student. The term runs on the CPU on zeros, with one image and
     with two images, and the difference is the cost per image. Operations are counted as in `forward_flops`.
     """
     part = part_of(term)(term, pair)

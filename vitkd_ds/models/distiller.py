@@ -114,7 +114,7 @@ class Distiller(nn.Module):
         )
 
     def split_by_decay(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return two lists of trainable parameters: those with weight decay, and those without.
+        """Return two lists: the trainable parameters with weight decay, and the trainable parameters without it.
 
         Norms, biases, LayerScale and the weights in timm's no_weight_decay have none. ViTKD's mask token decays, as in
         the official code.

@@ -36,10 +36,10 @@ def tap_features(
     Args:
         model: the model, in train or eval mode.
         images_BCHW: normalised images in the model's dtype.
-        blocks: indices of the blocks whose outputs to return, in ascending order from 0. Only an instance of
+        blocks: indices of the block outputs to return, in ascending order from 0. Only an instance of
             TOKEN_MODELS has such outputs. For any timm model, () returns logits, pooled feature and final tokens, and
             None returns only logits.
-        maps: the model's `AttentionMaps`, whose maps to include in the result; None for no maps.
+        maps: the model's `AttentionMaps`; its maps are included in the result. None for no maps.
 
     Returns:
         `Features` in the model's dtype.

@@ -20,7 +20,7 @@ def check_pair(
 
     Args:
         image_size: height and width of the student's input in pixels.
-        teacher_image_size: height and width of the teacher's input in pixels; 0 means that of the student.
+        teacher_image_size: height and width of the teacher's input in pixels; 0 means the same as the student.
 
     Returns:
         Widths and patch grids of both models, or None if the terms compare only logits.

@@ -97,7 +97,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
 
 @contextmanager
 def as_utf8(path: Path) -> Iterator[str]:
-    """Yield a path by which safetensors can open an existing file, because it accepts only paths in UTF-8."""
+    """Yield a path to an existing file that safetensors can open, because it accepts only paths in UTF-8."""
     with path.open("rb") as file:
         yield str(path) if str(path).isprintable() else f"/proc/self/fd/{file.fileno()}"
 
@@ -154,7 +154,7 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers from keys, including those of nested wrappers.
+    """Remove the prefixes of wrappers from keys, including prefixes of nested wrappers.
 
     A prefix is removed if more than half of the keys have it. If any key starts with `student.`, only keys with this
     prefix are kept. torch.compile's `_orig_mod.` is removed anywhere in a key.
@@ -178,7 +178,7 @@ def timm_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def key_differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Describe how names and shapes of `state` differ from those of `own`, with examples; "" if they are equal."""
+    """Describe how names and shapes differ between `state` and `own`, with examples; "" if they are equal."""
     common = [(name, tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state]
     kinds = {
         "missing": [name for name in own if name not in state],

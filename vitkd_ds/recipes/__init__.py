@@ -46,7 +46,7 @@ def build_run(recipe: str, *, debug: bool = False) -> Run:
     """Return the run of a named recipe, or the stored run in a folder if `recipe` has a slash or exists as a path.
 
     A stored run keeps its workdir, so that training continues it. Its `resume` is reset to auto, because the checkpoint
-    from which it started may no longer exist. Its `extend` is reset to False.
+    that it started from may no longer exist. Its `extend` is reset to False.
 
     Args:
         debug: reduce a named recipe to a few steps on the demo images that come with the package.

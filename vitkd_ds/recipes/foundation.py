@@ -15,12 +15,12 @@ LARGE = "vit_large_patch16_dinov3.lvd1689m"
 
 
 def deit_tiny_from_dinov3_large_probe() -> Run:
-    """DeiT-Tiny from DINOv3 ViT-L, whose head is a linear probe: labels, logits and tokens in one pass.
+    """DeiT-Tiny from DINOv3 ViT-L with a linear probe as head: labels, logits and tokens in one pass.
 
-    All settings except the teacher are those of the ViTKD paper. Probes for ImageNet-1k are published
+    All settings except the teacher are as in the ViTKD paper. Probes for ImageNet-1k are published
     (yberreby/dinov3-in1k-probes); the one for ViT-L has 87.44 % top-1 at 512 px. Here, the teacher gets 224-px images,
     so that it has the same 14 x 14 grid of patches as the student. This lowers its accuracy, which a run measures at
-    its start. With `--teacher.image_size=512`, it gets images of the size for which the probe was trained, at nearly
+    its start. With `--teacher.image_size=512`, it gets images of the size that the probe was trained for, at nearly
     six times the FLOPs.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_from_dinov3_large_probe --teacher.head
@@ -70,7 +70,7 @@ def vit_small_from_dinov3_7b() -> Run:
 
     The teacher has 6,716 M parameters (12.5 GiB in bf16). Each rank holds a shard of them. The blocks of the teacher
     are loaded one at a time, so no rank ever holds the whole teacher. With `--debug`, the teacher has only two blocks.
-    All other settings are those of `vit_small_from_dinov3_large`.
+    All other settings are as in `vit_small_from_dinov3_large`.
 
     Command: as for `vit_small_from_dinov3_large`, with `--recipe vit_small_from_dinov3_7b`; `vitkd-ds plan --recipe
     vit_small_from_dinov3_7b` predicts speed and memory. Expected accuracy: unknown.

@@ -56,7 +56,7 @@ def deit_small_from_deit3_base_3augment() -> Run:
     As in DeiT III (arXiv 2204.07118), it uses 3-Augment and colour jitter 0.3 instead of RandAugment, no random
     erasing, no label smoothing, each image three times per epoch (repeated augmentation), and a crop fraction of 1.0
     for evaluation. Unlike in DeiT III, which uses LAMB and binary cross-entropy, the optimizer, the losses and the
-    number of epochs are those of the ViTKD paper.
+    number of epochs are as in the ViTKD paper.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_small_from_deit3_base_3augment`. Expected top-1:
     unknown, because no results of ViTKD with this augmentation are published. Hardware: as for

@@ -11,8 +11,8 @@ def images() -> Run:
     --teacher.checkpoint RUN --epochs N`, where TRAIN and VAL are .betons or folders with a folder per class. Expected
     top-1: it depends on the images. docs/images.md is a walk-through. Hardware: two CPU cores or more.
 
-    The classes are those of TRAIN. The warm-up takes the first 5 % of the run. ViTKD's alpha and beta are those of the
-    paper, scaled to the student's number of tokens and the teacher's width.
+    The classes are taken from TRAIN. The warm-up takes the first 5 % of the run. ViTKD's alpha and beta are taken from
+    the paper, scaled to the student's number of tokens and the teacher's width.
     """
     return Run(
         recipe="images",

@@ -1,7 +1,7 @@
 """Alternatives to ViTKD + NKD on ImageNet-1k: soft distillation, WTTM and VkD.
 
 None of the published accuracies has been reproduced here yet. Each docstring names the settings that the method's paper
-does not give. Settings that are not mentioned are those of ViTKD (`vitkd_ds.recipes.imagenet`).
+does not give. Settings that are not mentioned are as for ViTKD (`vitkd_ds.recipes.imagenet`).
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from vitkd_ds.recipes.imagenet import deit_tiny_from_deit3_small
 def deit_tiny_soft_kd() -> Run:
     """DeiT-Tiny from CaiT-S24 with only soft distillation: 0.1 cross-entropy + 0.9 KD.
 
-    The settings are those of the baseline in SpectralKD's code (arXiv 2412.19055): temperature 1, no drop path, label
+    The settings are taken from the baseline in SpectralKD's code (arXiv 2412.19055): temperature 1, no drop path, label
     smoothing, no Mixup or CutMix, repeated augmentation, AdamW with a learning rate of 5e-4 per 512 images and a batch
     size of 2,048, 5 epochs of warm-up, and no gradient clipping. Colour jitter is off, because timm disables it if
     RandAugment is on.
@@ -52,7 +52,7 @@ def deit_tiny_wttm_vitkd() -> Run:
 def deit_tiny_vkd_regnety160() -> Run:
     """DeiT-Tiny from RegNetY-160 with VkD's feature loss and soft distillation.
 
-    Optimizer and augmentation are those of VkD (CVPR 2024): AdamW with learning rate 5e-4 at a batch size of 512, no
+    Optimizer and augmentation are as in VkD (CVPR 2024): AdamW with learning rate 5e-4 at a batch size of 512, no
     warm-up, no gradient clipping, cosine decay to 5e-6, 3-Augment, colour jitter 0.3, Mixup and CutMix. The student
     differs. VkD's student has a convolutional stem, and a distillation token with a second classifier. It averages the
     outputs of its two classifiers. Here, the student is an unmodified DeiT-Tiny, and both losses use its only

@@ -79,7 +79,7 @@ def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
 
 
 def module_batches(module: torch.nn.Module) -> int:
-    """Return the number of micro-batches from which a loss term needs mean and covariance; 0 if it needs neither."""
+    """Return the number of micro-batches that a loss term computes mean and covariance from; 0 if it needs neither."""
     return getattr(module, "num_calibrating", 0)
 
 
@@ -87,7 +87,7 @@ class Sums:
     """Running count, sum and sum of outer products of features [..., D], in fp64.
 
     All ranks must create an instance together and call `mean_and_covariance` together. The first micro-batch's mean is
-    subtracted from all features. Otherwise rounding would lose the variance of a channel whose mean is far from 0.
+    subtracted from all features. Otherwise rounding would lose the variance of a channel with a mean far from 0.
     """
 
     def __init__(self, like: Tensor) -> None:

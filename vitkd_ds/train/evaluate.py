@@ -47,12 +47,12 @@ def evaluate(
         teachers: name to a function from images (values 0 to 255) to features.
         must_stop: collective function, called every few micro-batches. If it returns True, the evaluation ends.
         allow_tf32: let a GPU multiply in TF32 (10 mantissa bits), which is several times faster.
-        predictions: object to which each image's predictions are added; None discards the predictions.
+        predictions: object that collects each image's predictions; None discards the predictions.
 
     Returns:
         A dict, or None if `must_stop` ended the evaluation. The dict contains `num_images` and, in percent, the
         student's `top1` and `top5`. For each teacher it also contains `teacher_top1` in percent, `agreement`
-        (percentage of images for which both models have the same most likely class), and `kl` (mean of KL(teacher ||
+        (percentage of images with the same most likely class in both models), and `kl` (mean of KL(teacher ||
         student) in nats). These keys belong to the first teacher; the keys of other teachers end in /NAME.
 
     Raises:
@@ -145,7 +145,7 @@ def evaluate_knn(
     """Classify labelled images by k-NN on a timm model's pooled features, computed in fp32. Collective.
 
     Args:
-        loaders: two loaders. The first yields the neighbours, whose features are gathered on every rank. The second
+        loaders: two loaders. The first yields the neighbours; their features are gathered on every rank. The second
             yields the images to classify.
         student, normalization, must_stop, allow_tf32: see `evaluate`.
 

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 MOST_OF_TOTAL = 0.8
 """A loss term dominates if its contribution exceeds this fraction of the total loss."""
 PATIENCE_PART, PATIENCE_STEPS = 0.2, (50, 1000)
-"""Time for which a condition must hold before a warning: a fraction of the run, with lower and upper limits in steps.
+"""Time that a condition must hold before a warning: a fraction of the run, with lower and upper limits in steps.
 
 A condition that holds only briefly causes no warning, because warm-up is not typical of a run.
 """

@@ -16,7 +16,8 @@ class Inputs:
 
     Models with equal mean, std and dtype share one tensor. On a GPU with compiled models, one compiled function mixes
     and normalises the images. It reads each image twice and writes each result once, and its results differ in the last
-    bits from those of the separate operations. On a CPU, the separate operations are used because they are faster.
+    bits from the results of the separate operations. On a CPU, the separate operations are used because they are
+    faster.
     """
 
     def __init__(

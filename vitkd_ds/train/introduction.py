@@ -91,7 +91,7 @@ def describe_run(parts: Parts, resumed_step: int, *, models: dict[str, Any], wor
 
 
 def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], list[dict[str, Any]]]:
-    """Return the list of steps at which the run was extended, now or earlier, and the list of its earlier launches."""
+    """Return the list of steps where the run was extended, now or earlier, and the list of its earlier launches."""
     config = Path(run.workdir) / CONFIG
     if not resumed_step:
         return [], []
@@ -106,7 +106,7 @@ def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], 
 def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:
     """Return each model's name, head, number of parameters and tokens, and GFLOPs per image.
 
-    The layout is that of config.json. The entry of a teacher also contains the licence of its weights. In a run without
+    The layout is as in config.json. The entry of a teacher also contains the licence of its weights. In a run without
     a teacher, the entry `teacher` is None.
     """
     student = replace(run.student, init="", checkpoint_activations=False)

@@ -82,7 +82,7 @@ class MetricsLog:
             self.progress.show(step, f"total {values['total']:.4g}", text)
 
     def keep_predictions(self, step: int, predictions: Mapping[str, list[Any]]) -> None:
-        """Write the models' predictions from the evaluation at `step`. They replace those of the last evaluation."""
+        """Write the models' predictions at `step`. They replace the predictions of the last evaluation."""
         if self.is_main:
             content = json.dumps({"step": step} | predictions, separators=(",", ":"))
             _attempt(lambda: write_text(self.predictions, f"{content}\n"))
@@ -205,7 +205,7 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Return the means over all ranks since the last call, and the speed if a step has been timed. Collective.
 
-        The speed consists of images/s over all ranks, seconds per step, and the seconds per step for which a rank
+        The speed consists of images/s over all ranks, seconds per step, and the seconds per step that a rank
         waited for data (mean over ranks). If the device's peak is known, TFLOP/s and MFU per device are included.
         """
         num_timed = self.timed_steps - self.read_steps

@@ -24,7 +24,7 @@ FLOOR = 1e-4
 Without this bound, standardising would amplify the noise of a nearly constant channel.
 """
 ROWS = 256
-"""Number of validation images for which similarities are computed at once; it limits memory."""
+"""Number of validation images to compute similarities for at once; it limits memory."""
 
 
 class Probe(NamedTuple):
@@ -37,7 +37,7 @@ class Probe(NamedTuple):
 
 
 def top1(scores_MK: Tensor, labels_M: Tensor) -> float:
-    """Return the percentage of images for which the label has the largest score."""
+    """Return the percentage of images whose label has the largest score."""
     return 100 * (scores_MK.argmax(1) == labels_M).double().mean().item()
 
 

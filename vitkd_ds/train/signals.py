@@ -44,7 +44,7 @@ _handled: set[int] = set()
 _launchers: list[tuple[int, str]] = []
 """Process id and command line of each launcher among the ancestors."""
 _pipe: list[int] = []
-"""File descriptor from which signal numbers can be read; the list is empty before `listen`."""
+"""File descriptor for reading signal numbers; the list is empty before `listen`."""
 
 
 def listen() -> None:

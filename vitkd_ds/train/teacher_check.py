@@ -61,7 +61,7 @@ Level = Literal["ok", "warning", "error"]
 
 
 def check_teacher(parts: Parts) -> None:
-    """Check the top-1 of each teacher whose logits a loss term compares, on a few validation images. Collective.
+    """If a loss term compares a teacher's logits, check that teacher's top-1 on a few validation images. Collective.
 
     A warning is logged if the top-1 is below the expected top-1 or cannot be distinguished from chance.
 

@@ -216,7 +216,7 @@ class _Trackio:
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("TRACKIO_DIR", str((workdir / "trackio").absolute()))  # read during import
-        # On a network file system, trackio would write fragments by default, in which a resumed run is not found.
+        # On a network file system, trackio would write fragments by default, and would not find a resumed run in them.
         os.environ.setdefault("TRACKIO_STORAGE_MODE", "sqlite")
         import trackio  # slow, and only rank 0 needs it
 

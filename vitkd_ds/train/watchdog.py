@@ -30,7 +30,7 @@ is exempt because it compiles.
 """
 
 EARLY = ("start", "build", "load", "teacher check", "calibration")
-"""Phases before training, in which a stop loses no work."""
+"""Phases before training. Stopping in one of them loses no work."""
 EARLY_LIMIT_S = 10.0
 """Time limit for a phase in EARLY, in seconds, counted from SIGTERM or the call of `watch`, whichever is later.
 

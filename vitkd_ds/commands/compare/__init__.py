@@ -17,7 +17,7 @@ def compare(*runs: str, csv: bool = False, plot: str = "", speed: bool = True) -
     Args:
         runs: folders of runs that are finished or still training. Differences are relative to the first run's group.
         csv: whether to return the rows as CSV in full precision, without the text below the table.
-        plot: path of a PNG to which the curves are written; "" means no plot.
+        plot: path of the PNG for the curves; "" means no plot.
         speed: whether to measure the inference speed of students and teachers on this machine's first GPU, or on the
             CPU if there is no GPU.
 

@@ -87,7 +87,7 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
 
 
 def settings_line(number: int, group: Group, first: Group) -> str:
-    """Return a line that names the settings in which a group differs from the first group.
+    """Return a line that names the settings that differ between a group and the first group.
 
     The line has the group's values of these settings, except long values. If it would be too long, it names fewer
     settings.

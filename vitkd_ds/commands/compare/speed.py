@@ -28,7 +28,7 @@ MOST_ROUNDS = 100
 """Limits per model: MOST_S is the total time of its forwards in seconds, MOST_ROUNDS their number. Each model runs at
 least two forwards."""
 WARMUP_ROUNDS = 3
-"""Number of a model's first forwards whose times are ignored. If no later forward runs, only the last one counts."""
+"""Number of a model's first forwards to leave out of the timing. If no later forward runs, only the last one counts."""
 
 
 class Key(NamedTuple):
@@ -98,7 +98,7 @@ def _synchronised_time() -> float:
 def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
     """Return the key of a run's student, after adding the student to `models` if the key is not in it yet.
 
-    The student of an unfinished run is taken from the checkpoint from which the run would resume.
+    The student of an unfinished run is taken from the checkpoint that the run would resume from.
     """
     try:
         found = find_student(result.folder)
@@ -114,7 +114,7 @@ def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
 
 
 def _teachers(result: Result, models: dict[Key, nn.Module]) -> list[Key]:
-    """Return the key of each teacher of a run, after adding the teachers whose key is not in `models` yet."""
+    """Return the key of each teacher of a run, after adding missing teachers to `models`."""
     run = result.config["run"]
     return [_teacher(from_dict(TeacherConfig, each), run, models) for each in read(run).values()]
 

@@ -23,7 +23,7 @@ LEAST_SHM_GIB = 1.0
 
 Containers have 64 MiB by default."""
 STALE_S = 600.0
-"""Age in seconds from which a build lock is stale. No DeepSpeed op takes as long to build."""
+"""Minimum age of a stale build lock, in seconds. No DeepSpeed op takes as long to build."""
 SUM_MIB = 64
 REPEATS = 5
 """MiB per timed all-reduce, and number of them. A gradient bucket of ds_configs/zero2.json has 190 MiB."""

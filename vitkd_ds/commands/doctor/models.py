@@ -1,7 +1,7 @@
 """Check the batch split, models, weights, engines, and the teachers' top-1.
 
 Nothing is downloaded, because many nodes have no network, and a download of several GB takes longer than two minutes.
-Models whose weights are not on this node get random weights, so that the engines can still be tested. The engines make
+Models without weights on this node get random weights, so that the engines can still be tested. The engines make
 real updates on random images. They do not use torch.compile, because compiling takes minutes. On a CPU, the micro-batch
 is small.
 """

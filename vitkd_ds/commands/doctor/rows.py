@@ -37,7 +37,7 @@ class Patient:
     ds_config: dict[str, Any] | None = None
     models: Models | None = None
     trained_teachers: list[str] = field(default_factory=list)
-    """Names of the teachers whose weights are available. The other teachers have random weights in the checks."""
+    """Names of the teachers with available weights. The other teachers have random weights in the checks."""
     num_trained: int | None = None
     """Number of parameters of the student and the losses."""
     state_bytes: int = 0
@@ -69,7 +69,7 @@ class Row:
     name: str
     found: str
     advice: str = ""
-    """Remedy; "" if none is needed or the finding includes it."""
+    """Remedy; "" if no remedy is needed or the finding includes it."""
     seconds: float | None = None
     """Duration of the check; None in all but the check's first row."""
 
@@ -94,7 +94,7 @@ def merged(rows_of_ranks: Sequence[Sequence[Row]], nodes: Sequence[str]) -> list
     """Merge one check's rows of all ranks.
 
     Each error or warning is kept once. If not all ranks have it, its text starts with the nodes that have it. The other
-    rows are those of rank 0, without rows that have the same name as an error or warning.
+    rows come from rank 0, without rows that have the same name as an error or warning.
     """
     rows = [row for rows in rows_of_ranks for row in rows]
     bad = dict.fromkeys(row for row in rows if row.level in BAD)

@@ -40,7 +40,7 @@ def export(
             torch_export) and `hub` (hf).
         which: checkpoint of a run folder: last or best.
         half: store fp16 weights.
-        val: images on which an onnx or torch_export graph is compared with torch; "" uses the run's validation images.
+        val: images for comparing an onnx or torch_export graph with torch; "" uses the run's validation images.
         push: hub repository (USER/NAME) to upload to. It is created as a private repository if it does not exist. ""
             uploads nothing.
 

@@ -29,7 +29,7 @@ def model_card(exported: Exported, *, name: str, source: str) -> str:
     Args:
         exported: the student.
         name: title of the card if the student is not in a run folder. Otherwise, the title is that folder's name.
-        source: name from which timm.create_model loads the student.
+        source: model name to pass to timm.create_model to load the student.
     """
     config = load_json(exported.run_folder / CONFIG) if exported.run_folder else {}
     evaluation = _evaluation(exported)

@@ -30,7 +30,7 @@ BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
 The measured differences are at most 1.4e-6 for fp32 and 1.7e-3 for fp16 (benchmarks/RESULTS.md). The bounds are higher,
 because deeper models and other CPUs round differently."""
 ONE_FILE_BYTES = 2**30
-"""Up to this total size, weights are stored in the .onnx, whose own limit is 2 GiB; otherwise, in a second file."""
+"""Up to this total size, weights are stored in the .onnx, which is limited to 2 GiB; otherwise, in a second file."""
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
 
 
@@ -83,7 +83,7 @@ def validation_images(exported: Exported, val: str) -> Tensor:
     """Return the first images of `val`, or of the run's validation data if `val` is "": [B, 3, H, W].
 
     Their values are in 0..255, and they are cropped as in evaluation. Labels are not needed. At most NUM_IMAGES images
-    are read, and those that cannot be decoded are left out.
+    are read. Images that cannot be decoded are left out.
     """
     backend = "ffcv"
     if not val:

@@ -35,7 +35,7 @@ def write_hub_folder(
         weights: tensors to store.
         folder: the folder to fill.
         name: final name of the folder. The card uses it if there is no repository.
-        repository: hub repository (USER/NAME) to which the folder will be uploaded; "" if it will not be uploaded.
+        repository: hub repository (USER/NAME) that will receive the folder; "" if it will not be uploaded.
     """
     source = f"hf-hub:{repository}" if repository else f"local-dir:{name}"
     content = safetensors_bytes({key: weight.contiguous() for key, weight in weights.items()}, {"format": "pt"})

@@ -23,7 +23,7 @@ MAX_ORIGINAL_BYTES = PAGE_BYTES
 pages large."""
 ENCODED, ORIGINAL, NO_JPEG, TOO_LARGE, SCALED, REFUSED = range(6)
 """Origin of a stored image. ENCODED means that `passthrough` is off, and ORIGINAL that the original JPEG is stored. The
-other four are the reasons for which an image was encoded although `passthrough` is on.
+other four are reasons why an image was encoded although `passthrough` is on.
 
 The lists of finished parts on disk contain these numbers."""
 REASONS = {

@@ -61,7 +61,7 @@ The JPEGs have at most 500 pixels on the longest side and quality 90, the defaul
 FLAT_BACKWARD = (9.60 / 8.84 - 1) / (20.98 / 9.16 - 1)
 FLAT_UPDATE = (2.74 / 9.41) / (5.63 / 9.68)
 FLAT_GATHERS = ((10.17 - 4.67) / 4.88) / ((18.76 - 5.32) / 5.07)
-"""Factors by which flat parameters shorten three durations: the time that DeepSpeed adds to backward, the update, and
+"""Factors for three durations that flat parameters shorten: the time that DeepSpeed adds to backward, the update, and
 the gathers of a sharded teacher.
 
 The complete steps above were measured with one parameter per weight, so these durations are multiplied by the factors.
@@ -88,7 +88,7 @@ class Hardware:
     def is_measured(self) -> bool:
         """Whether the speeds above were measured on this kind of GPU.
 
-        Every other GPU is assumed to have the same fixed times and to reach the same fraction of its own peak.
+        Every other GPU is assumed to have the same fixed times and to reach the same fraction of its peak.
         """
         return self is HARDWARE["h100"]
 

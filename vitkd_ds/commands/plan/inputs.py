@@ -31,7 +31,7 @@ FETCHES = 8
 embedding and its two submodules, three identities, and the block."""
 IMAGENET_IMAGES = 1_281_167
 MEASURED_COST = next(term.cost for term in TERMS.values() if term.cost)
-"""Cost of the only loss term whose speed was measured, ViTKD."""
+"""Cost of ViTKD, the only loss term that was timed."""
 ASSUMED_MFU = {"teacher": 0.4, "student": 0.25, "loss": 0.25}
 """Assumed fraction of the GPU's peak for models and losses that were not measured.
 
@@ -47,7 +47,7 @@ class TrainImages:
     bytes_per_image: float
     """Mean size of the stored images, in bytes."""
     name: str
-    """Path of the .beton whose images were counted, or the name of the assumed data set."""
+    """Path of the .beton with the counted images, or the name of the assumed data set."""
     bytes_source: str
     """Text that tells where `bytes_per_image` is from."""
 
@@ -196,7 +196,7 @@ def _rate(
 
 
 def _gathered_modules(teacher: nn.Module) -> list[nn.Module]:
-    """Return the modules of a sharded teacher whose weights are gathered with one collective per module.
+    """Return the modules of a sharded teacher that DeepSpeed gathers with one collective each.
 
     These are the teacher's blocks. In a model without blocks, they are all modules that own parameters directly.
     """

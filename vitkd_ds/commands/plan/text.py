@@ -67,6 +67,7 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     seconds = predict.step_parts(inputs, layout, hardware)
     total = sum(seconds.values())
     speed = predict.images_per_s(inputs, layout, hardware)
+    # Transfers that overlap with computation cost no time, so each line shows bytes and only the time that is left.
     sent = predict.bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     what = {"gradients": "reduction", "weights": "gather after the update", "gathers": "of the teacher's weights"}
     left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB per GPU; time not hidden by computation" for part in sent}

@@ -61,7 +61,7 @@ class Chart:
     series: list[Series] = field(default_factory=list)
     note: str = ""
     zone: tuple[float | None, float | None] | None = None
-    """Lower and upper end of the healthy range, which is shaded; an end of None is unbounded."""
+    """Lower and upper end of the healthy range, which is shaded; None means that an end is unbounded."""
     is_log: bool = False
 
 

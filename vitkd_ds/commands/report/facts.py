@@ -120,7 +120,7 @@ def _model(settings: dict[str, Any], cost: dict[str, Any]) -> str:
 
 
 def _differences(run: dict[str, Any]) -> list[tuple[str, str, str]] | str:
-    """Return key, recipe's value and run's value of each setting in which the run differs from its recipe.
+    """Return key, recipe's value and run's value of each setting that differs between recipe and run.
 
     If the recipe cannot be read, return the error message instead.
     """

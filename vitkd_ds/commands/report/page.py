@@ -99,7 +99,7 @@ def _template() -> Template:
 
 
 def _other(results: Sequence[Result], answers: Sequence[Answers | None]) -> int | None:
-    """Return the index of the run to which the first run is compared by class; None if no run is suitable.
+    """Return the index of the run to compare with the first run by class; None if no run is suitable.
 
     A suitable run has predictions for the same images. The first suitable run with other settings is chosen. If there
     is none, the first suitable run is chosen, which differs only in its seed.

@@ -30,7 +30,8 @@ def draw(results: Mapping[str, Mapping[int, Result]]) -> Figure:
 def curve_of(by_seed: Mapping[int, Result]) -> tuple[list[float], list[float], list[float], list[float]]:
     """Return four lists with one value per epoch: epoch, mean top-1, and the lower and upper bound of the interval.
 
-    Only epochs at which every seed was evaluated are included. With one seed or equal values, both bounds are the mean.
+    An epoch is included only if it has an evaluation for every seed. With one seed or equal values, both bounds are the
+    mean.
     """
     tables = []
     for result in by_seed.values():

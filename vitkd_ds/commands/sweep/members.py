@@ -13,7 +13,7 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CONFIG
 
 GRID = "grid."
-"""Prefix of options whose values form the grid of a sweep."""
+"""Prefix of the options that define the grid of a sweep."""
 OWNED = {
     "seed": "Pass --seeds N for seeds 0 to N - 1.",
     "recipe": "Pass --recipes.",

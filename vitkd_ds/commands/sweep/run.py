@@ -79,7 +79,7 @@ def _is_finished(job: Job) -> bool:
 
 @contextmanager
 def _passing_signals_to(training: list[Job]) -> Iterator[list[int]]:
-    """Forward stop signals to all jobs in the list. Yield a list to which every received signal is appended."""
+    """Forward stop signals to all jobs in the list. Yield a list that collects every received signal."""
     received: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:

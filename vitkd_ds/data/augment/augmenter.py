@@ -52,7 +52,7 @@ class Augmenter:
     """Generator of augmentation plans that depend only on seed, epoch, image and repeat.
 
     Args:
-        config: augmentation settings. This class does not use those of repeated augmentation, Mixup and CutMix.
+        config: augmentation settings. The settings of repeated augmentation, Mixup and CutMix are not used here.
         statistics: the model's mean and standard deviation. As in timm, they determine the colour of uncovered pixels
             and the noise of random erasing.
     """

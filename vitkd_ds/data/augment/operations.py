@@ -58,7 +58,7 @@ def _affine(op: str, argument: float, *, height: int, width: int) -> tuple[float
 def box_weights(radii_N: np.ndarray) -> np.ndarray:
     """Compute the weights of the box blur that Pillow applies three times to approximate a Gaussian blur.
 
-    A box whose radius is not an integer has equal weights inside and smaller weights on the two end pixels. Its radius
+    A box with a fractional radius has equal weights inside and smaller weights on the two end pixels. Its radius
     is chosen so that three passes have the variance of the Gaussian (Gwosdek et al., "Theoretical foundations of
     Gaussian convolution by extended box filtering"). The computation is in float32, as in Pillow.
 

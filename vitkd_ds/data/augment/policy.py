@@ -25,7 +25,7 @@ OPS = (*RAND_AUGMENT_OPS, "GaussianBlur")
 NO_OP = -1
 ENHANCEMENTS = ("Color", "Contrast", "Brightness", "Sharpness")
 LEVELS = 10.0
-"""Magnitude at which an operation has its full strength."""
+"""Magnitude that gives an operation its full strength."""
 SIGNED_RANGES = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "TranslateYRel": 0.45}
 """Argument at full magnitude: degrees to rotate, pixels per pixel to shear, fraction of the width or height to move."""
 JITTER_ORDERS = tuple(permutations(("Brightness", "Contrast", "Color")))

@@ -2,12 +2,12 @@
 
 This module loads the C++ library of `csrc/` and passes arrays to it. The GIL is released during a call, so decoding
 overlaps with the training step. Nothing is random here: `vitkd_ds.data.crops` computes the boxes, and
-`vitkd_ds.data.augment.augmenter.Plan` describes the augmentation. The pixels equal those of Pillow's `crop` and
-`resize` bit for bit, on any CPU and with any number of threads. If an image cannot be decoded, its status says why, and
-its pixels are black. It never gets the pixels of another image.
+`vitkd_ds.data.augment.augmenter.Plan` describes the augmentation. The pixels equal the results of Pillow's `crop`
+and `resize` bit for bit, on any CPU and with any number of threads. If an image cannot be decoded, its status says why,
+and its pixels are black. It never gets the pixels of another image.
 
-Only the data that a crop needs is decoded. Damage elsewhere in the image is found only by its CRC-32. In a JPEG whose
-rows are divided by restart markers, as in files from `vitkd-ds pack`, the segments that intersect the crop are decoded.
+Only the data that a crop needs is decoded. Damage elsewhere in the image is found only by its CRC-32. In a JPEG with
+rows divided by restart markers, as in files from `vitkd-ds pack`, the segments that intersect the crop are decoded.
 In other JPEGs, everything from the first pixel to the last row of the crop is decoded.
 
 There are two differences from Pillow. Pillow before version 13 always resizes the width first, even if the height
@@ -46,7 +46,7 @@ STATUS_TEXT = {
 }
 """Description of each status, as the end of a sentence that starts with "image 7"."""
 IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS, MISSING_SCANS, UNKNOWN_KIND})
-"""Statuses for which the image is at fault. For the others, the disk, the memory or the caller is at fault."""
+"""Statuses that mean a faulty image. The other statuses mean a fault of the disk, the memory or the caller."""
 
 
 def _load_library() -> ctypes.CDLL:

@@ -53,7 +53,7 @@ Compiler.set_num_threads = classmethod(_note_num_threads)
 BATCHES_AHEAD = 3
 """Number of micro-batches that are decoded ahead. FFCV's ring of buffers holds two more."""
 POLL_S = 1.0
-"""Interval in seconds at which `take`, while it waits, checks that the decoding thread is alive."""
+"""Interval in seconds between checks, while `take` waits, that the decoding thread is alive."""
 
 
 class DecodingThread(EpochIterator):

@@ -215,7 +215,7 @@ def stored_images(path: Path, tables: Tables) -> np.ndarray:
     Raises:
         ValueError: an image has an invalid mode or size, or is not stored between the tables.
     """
-    # FFCV's writer lists allocations in the order in which its processes finish them.
+    # FFCV's writer lists allocations as its processes finish them, so in no fixed order.
     places = tables.allocations[np.argsort(tables.allocations["sample"], kind="stable")]
     images = np.zeros(len(places), STORED_DTYPE)
     for key in ("offset", "height", "width", "mode"):

@@ -32,7 +32,7 @@ class BetonInfo:
     max_resolution: int
     """Maximum length of an image's longer side when it was packed, in pixels; 0 means no limit."""
     short_side: int
-    """Length of the shorter side to which larger images were scaled down, in pixels; 0 means no scaling."""
+    """Length in pixels of the shorter side after larger images were scaled down; 0 means no scaling."""
     quality: int
     """JPEG quality of images encoded during packing; 0 for a file written by stock FFCV (`vitkd-ds adopt`)."""
     passthrough: int

@@ -83,7 +83,7 @@ def check_jpeg(content: bytes, *, height: int, width: int) -> bool:
 
     Pillow ignores such damage and returns pixels that libjpeg makes up. This function detects missing scans, missing or
     invalid codes and markers, and surplus bytes. It does not detect damage that results in other valid codes. In
-    ImageNet photographs, it detected 16 % of 600 flipped bits, and 90 % of 600 cases in which 512 bytes were set to
+    ImageNet photographs, it detected 16 % of 600 flipped bits, and 90 % of 600 blocks of 512 bytes that were set to
     zero.
 
     Returns:

@@ -1,9 +1,9 @@
 """Demo images in the package: a balanced subset of Fashion-MNIST.
 
-`demo_beton` unpacks the archive to a cache folder, from which both backends read. The archive contains two .beton
-files, made by `benchmarks/fashion_mnist.py`, and the JSON file that belongs to each: 6,000 images of 28 x 28 pixels for
-training and 2,000 for validation. Fashion-MNIST is by Zalando SE, under the MIT licence (`demo/LICENSE`). This folder
-also contains the packaged teacher, which `vitkd_ds.models.build` reads.
+`demo_beton` unpacks the archive to a cache folder for both backends. The archive contains two .beton files, made by
+`benchmarks/fashion_mnist.py`, and the JSON file that belongs to each: 6,000 images of 28 x 28 pixels for training and
+2,000 for validation. Fashion-MNIST is by Zalando SE, under the MIT licence (`demo/LICENSE`). This folder also contains
+the packaged teacher, which `vitkd_ds.models.build` reads.
 """
 
 import fcntl
@@ -36,7 +36,7 @@ def demo_beton(split: str) -> Path:
     if split not in ("train", "val"):
         raise ValueError(f"split must be one of train, val, got {split!r}")
     content = ARCHIVE.read_bytes()
-    # The hash separates package versions, whose archives may differ in pixels, order or format.
+    # The hash separates package versions, because their archives may differ in pixels, order or format.
     path = cache_dir() / f"fashion_mnist_{hashlib.sha256(content).hexdigest()[:12]}" / f"{split}.beton"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from vitkd_ds.data.sources.source import Source, is_image, warn_of_left_out
 logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test")
-"""Usual names of the folders of a data set's splits, each of which contains a folder per class."""
+"""Usual folder names for a data set's splits. Each of these folders contains a folder per class."""
 
 
 def has_class_folders(src: Path) -> bool:

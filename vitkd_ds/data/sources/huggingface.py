@@ -154,7 +154,7 @@ def _names_and_sizes(images: Any, key: str, prefix: str, folder: Path) -> tuple[
     that have neither bytes nor a path.
 
     Raises:
-        ValueError: a row has no bytes, and its path is not that of a regular file in the folder.
+        ValueError: a row has no bytes, and its path does not name a regular file in the folder.
     """
     import pyarrow.compute
 

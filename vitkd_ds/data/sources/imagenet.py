@@ -30,7 +30,7 @@ def has_class_tars(src: Path) -> bool:
 
 
 def has_flat_images(src: Path) -> bool:
-    """Return whether `src` is a tar whose first file has the name of an image of ImageNet's validation set."""
+    """Return whether `src` is a tar that starts with a file named like an image of ImageNet's validation set."""
     return Path(first_name(src)).name.startswith(VAL_NAME[:15])
 
 

@@ -40,7 +40,7 @@ def first_name(path: Path) -> str:
 
 
 def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member]:
-    """Yield the regular files in a tar in order, including those in further tars that are appended to it.
+    """Yield the regular files in a tar in order, including files in further tars that are appended to it.
 
     For a hard link, its target is yielded. A warning gives the number of members that are neither files nor folders.
     Python's tarfile takes a damaged header for the end of the archive. Therefore, this function also checks that the

@@ -1,4 +1,4 @@
-"""WebDataset tars, in which files with the same key (KEY.jpg, KEY.cls) form a sample."""
+"""WebDataset tars: files with the same key (KEY.jpg, KEY.cls) form a sample."""
 
 import glob
 import logging

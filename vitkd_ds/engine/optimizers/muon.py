@@ -1,8 +1,8 @@
 """Muon for the weight matrices of the student's blocks, AdamW for all other parameters.
 
-Sources: the update is that of torch.optim.Muon (KellerJordan/Muon). Its scale is from arXiv 2502.16982, so Muon and
-AdamW can share one learning rate and one weight decay. Differs: with optim.qkv=thirds, a fused qkv weight is treated as
-three matrices.
+Sources: the update is the same as in torch.optim.Muon (KellerJordan/Muon). Its scale is from arXiv 2502.16982, so Muon
+and AdamW can share one learning rate and one weight decay. Differs: with optim.qkv=thirds, a fused qkv weight is
+treated as three matrices.
 """
 
 from typing import Any
