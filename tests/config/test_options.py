@@ -131,7 +131,7 @@ def test_a_started_run_keeps_its_teacher_checkpoint_although_that_run_trained_on
         with caplog.at_level(logging.INFO, "vitkd_ds"):
             assert apply_options(DEMO, options | {"teacher.checkpoint": str(given)}) == begun
         assert (
-            f"keeping teacher.checkpoint={first}: {workdir} was started with it, although {given} now means"
+            f"keeping teacher.checkpoint={first}, with which {workdir} was started, although {given} is now"
             in caplog.text
         )
     assert apply_options(DEMO, options | {"workdir": str(tmp_path / "new")}).teachers["teacher"].checkpoint == second

@@ -130,7 +130,7 @@ def test_indices_are_multiples_if_they_can_be_and_else_evenly_spread(size, wante
 @pytest.mark.parametrize("student, source, options, message", [
     ({"embed_dim": 192, "num_heads": 6}, {}, {}, "larger than the model .*: cannot select 32 of 16. Choose"),
     ({"depth": 5}, {}, {}, "larger than the model .*: cannot select 5 of 4"),
-    ({"img_size": 48}, {}, {}, r"\(3, 3\)\), but the model to select from has \(\(16, 16\), \(2, 2\)\)"),
+    ({"img_size": 48}, {}, {}, r"\(3, 3\)\), but those of the model .* are \(\(16, 16\), \(2, 2\)\)"),
     ({"qkv_bias": False}, {}, {}, "differ in attn.qkv.bias"),
     ({"in_chans": 1}, {}, {}, r"patch_embed.proj.weight has shape \(48, 1, 16, 16\), but its .* \(48, 3, 16, 16\)"),
     ({"name": EVA[2]}, {}, {}, "student is of class Eva, and .* of class VisionTr"),

@@ -82,8 +82,8 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
     """Build the run from a command line.
 
     Raises:
-        ValueError: `words` is not empty; a flag, recipe or value is unknown (the message names the nearest valid one);
-            or the settings fail `checked`.
+        ValueError: there are positional words; a flag, recipe or value is unknown (the message names the nearest valid
+            one); or `checked` rejects the settings.
     """
     check_words(words, "")
     own = [flags[key] for key in ("data.train", "data.val") if flags.get(key, "demo") != "demo"]

@@ -168,7 +168,7 @@ def _check_teacher(role: str, teacher: TeacherConfig, run: Run) -> None:
 
 
 def _check_is_complete(run: Run) -> None:
-    """Raise ValueError if neither the recipe nor an option names the student, a teacher's model or the data."""
+    """Raise ValueError unless the student's model, the model of every teacher, and the data are set."""
     no_model = f"recipe {run.recipe} has no default for it"
     if not run.student.model:
         raise ValueError(

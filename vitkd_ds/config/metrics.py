@@ -161,5 +161,5 @@ def summary_of(result: dict[str, float], kind: Literal["classes", "features"]) -
 
 
 def deciding(kind: Literal["classes", "features"]) -> str:
-    """Return the name of the metric that selects the best checkpoint of this kind of student."""
+    """Return the name of the metric that selects the best checkpoint: "classes" means a student with a classifier."""
     return next(name for name, metric in VAL_METRICS.items() if metric.decides_for == kind)

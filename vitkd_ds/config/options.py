@@ -137,8 +137,8 @@ def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
         return run
     if not Path(old).exists() and not (workdir / run_folder.DONE).exists():
         raise ValueError(
-            f"{workdir} was started with {role}.{key}={old}, which no longer exists, and {given} now means {new}. "
-            "Restore the file, or pass another --workdir."
+            f"{workdir} was started with {role}.{key}={old}, which no longer exists. {given} is now {new}. "
+            "Restore the old file, or pass another --workdir."
         )
-    logger.info(f"keeping {role}.{key}={old}: {workdir} was started with it, although {given} now means {new}")
+    logger.info(f"keeping {role}.{key}={old}, with which {workdir} was started, although {given} is now {new}")
     return run.with_model(role, replace(config, **{key: old}))

@@ -64,7 +64,7 @@ def places_in_file(names: Collection[str]) -> list[str]:
 
 
 def read(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by teacher name from the form that `stored` returns."""
+    """Convert the content of a file, which `stored` wrote, to a dict from teacher name to value."""
     usual = content.get(USUAL)
     return dict(content.get(MANY) or {}) if usual is None else {USUAL: usual}
 

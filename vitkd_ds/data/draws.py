@@ -70,6 +70,9 @@ def uniform(keys_N: np.ndarray, draw: int) -> np.ndarray:
 
 
 def normal(keys_N: np.ndarray, draw: int) -> np.ndarray:
-    """Return one standard normal number per key, from its uniform numbers `draw` and `draw` + 1: float64 [N]."""
+    """Return one standard normal number per key, float64 [N].
+
+    It is computed from the key's uniform numbers with the indices `draw` and `draw` + 1.
+    """
     radius_N = np.sqrt(-2 * np.log1p(-uniform(keys_N, draw)))
     return radius_N * np.cos(2 * math.pi * uniform(keys_N, draw + 1))

@@ -33,13 +33,12 @@ def load_rgb(content: bytes, check: Callable | None = None) -> np.ndarray:
 
     Args:
         check: function that raises an error if an RGB or grey JPEG is damaged inside, such as
-            `vitkd_ds.data.beton.verify.check_jpeg`. With None, such damage is not detected, and JPEGs without an end
-            marker are rejected.
+            `vitkd_ds.data.beton.verify.check_jpeg`. With None, only a missing end marker is detected.
 
     Raises:
-        Exception: the file is damaged or not an image; Pillow and `check` raise many error types. ValueError is raised
-            if the range of the pixels is undefined, and DecompressionBombError above 179 million pixels, Pillow's
-            limit.
+        Exception: the file is damaged or not an image; Pillow and `check` raise many error types. ValueError: the
+            pixels have no defined maximum, as in float images. DecompressionBombError: the image has more than 179
+            million pixels, which is Pillow's limit.
     """
     with opened(content) as image:
         is_checked = check is not None and is_plain_jpeg(image)

@@ -66,7 +66,7 @@ class Images(Protocol):
         """Close open files; a second call does nothing."""
 
     def pages(self) -> dict[str, Any]:
-        """Return the first three arguments of `vitkd_ds.data.order.quasi_random_order`; FFCV backend only."""
+        """Return the layout of the .beton: the first three arguments of `quasi_random_order`; FFCV backend only."""
 
 
 def open_images(

@@ -76,7 +76,7 @@ def load_ds_config(path: str, owned: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         path: see `find_ds_config`.
-        owned: for each key of RECIPE_OWNED that applies to this engine, the recipe's number.
+        owned: dict from the keys in RECIPE_OWNED that this engine uses to the recipe's values.
 
     Raises:
         ValueError: the file is missing or not a JSON object, has a forbidden section, or contradicts the recipe.

@@ -9,7 +9,9 @@ from typing import Any, Callable, TypeVar, cast
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
-from torch.distributed._functional_collectives import all_gather_single_autograd, wait_tensor
+from torch.distributed._functional_collectives import wait_tensor
+
+from vitkd_ds.engine.versions import all_gather_single_autograd
 
 T = TypeVar("T")
 

@@ -82,7 +82,7 @@ def select_weights(student: nn.Module, source: nn.Module, *, heads: str, blocks:
         spread = indices(len(source.blocks), depth).tolist()
     except ValueError as error:
         raise ValueError(
-            f"the student is larger than the model to select from: {error}. Choose a smaller student."
+            f"the student is larger than the model to select weights from: {error}. Choose a smaller student."
         ) from None
     numbers = spread if blocks == "even" else range(depth)
     state = student.state_dict()
@@ -133,8 +133,8 @@ def _check_kinds(student: nn.Module, source: nn.Module) -> None:
     sizes = [(model.patch_embed.patch_size, model.patch_embed.grid_size) for model in (student, source)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"the student has patches and grid {sizes[0]}, but the model to select from has {sizes[1]}. Choose a "
-            "student with the same patches."
+            f"the student's patch size and grid are {sizes[0]}, but those of the model to select weights from are "
+            f"{sizes[1]}. Choose a student with the same patches."
         )
 
 
@@ -171,8 +171,8 @@ def _folded(source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
         found[name] = torch.ones_like(found["norm1.weight"])
     if others := found.keys() ^ own.keys():
         raise ValueError(
-            f"the blocks of the student and of the model to select from differ in {', '.join(sorted(others))}. Choose "
-            "a student of the same kind, or set student.model_args to match."
+            f"the blocks of the student and of the model to select weights from differ in {', '.join(sorted(others))}. "
+            "Choose a student of the same kind, or set student.model_args to match."
         )
     return found
 

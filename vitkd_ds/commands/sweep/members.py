@@ -52,7 +52,8 @@ class Member:
 def members_of(recipes: Sequence[str], seeds: int, workdir: Path, flags: Mapping[str, str]) -> list[Member]:
     """Build the runs of a sweep, with the same checks as train.py.
 
-    The runs are ordered by seed. If a sweep is interrupted, its first seeds therefore have runs with all settings.
+    All settings run with one seed before the next seed begins. The finished seeds of an interrupted sweep are therefore
+    comparable.
 
     Args:
         recipes: values of --recipe.

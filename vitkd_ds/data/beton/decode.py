@@ -56,8 +56,8 @@ def _load_library() -> ctypes.CDLL:
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         raise ImportError(
-            f"the compiled decoder {paths[0].name!r} is not in {' or '.join(folders)} (VITKD_DS_DECODER and the "
-            "package). Run `make setup` to build it."
+            f"the compiled decoder {paths[0].name!r} is not in {' or '.join(folders)}, which are "
+            "$VITKD_DS_DECODER, if set, and the package. Run `make setup` to build it."
         )
     library = ctypes.CDLL(str(found))
     if not hasattr(library, "vitkd_augment"):

@@ -105,7 +105,7 @@ class CropLoader(TamedLoader):
         self.decoder.close()
 
     def pages(self) -> dict[str, Any]:
-        """Return the first three arguments of `vitkd_ds.data.order.quasi_random_order`."""
+        """Return the layout of the file: the first three arguments of `vitkd_ds.data.order.quasi_random_order`."""
         offsets_N = self.decoder.table["offset"]
         return {"offsets_N": offsets_N, "file_bytes": os.stat(self.fname).st_size, "page_bytes": self._page_bytes}
 
