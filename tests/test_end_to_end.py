@@ -109,8 +109,8 @@ def test_a_finished_run_of_other_settings_or_images_is_rejected_but_not_a_moved_
     refused = [
         ([*base, "--optim.lr=0.5"], "optim.lr: 0.002 there, 0.5 now. Pass another --workdir for a new run."),
         ([*base, "--max_steps=40"], "30 there, 40 now. Pass another --workdir for a new run, or add --extend to"),
-        (everything_on(whole_run, other), f"data.train={small_beton}. The images have changed ({other} now, which"),
-        ([*base, f"--data.val={other}"], f"was trained with data.val=demo. The images have changed ({other} now"),
+        (everything_on(whole_run, other), f"data.train={small_beton}, but {other} has other images. Pass"),
+        ([*base, f"--data.val={other}"], f"was trained with data.val=demo, but {other} has other images"),
         ([*base, "--max_steps=20", "--extend"], "--extend needs more than the 30 steps of"),
     ]  # fmt: skip
     moved = [*everything_on(whole_run, copy), f"--data.val={demo_beton('val')}"]

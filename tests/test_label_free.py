@@ -120,7 +120,7 @@ def test_the_run_is_evaluated_by_agreement_and_the_best_agrees_most(runs, capsys
     assert found["cka"] == pytest.approx(summary["cka"], rel=0.03) and found["num_images"] == 60
     with pytest.raises(ValueError, match="none was trained without classes .data.num_classes=0.") as refusal:
         compare(str(runs / "none"))
-    advised = shlex.split(str(refusal.value).partition("`vitkd-ds ")[2].partition("`")[0])
+    advised = shlex.split(str(refusal.value).partition("run: vitkd-ds ")[2])
     assert advised == ["eval", str(runs / "none"), "--knn", "--probe"]
     cli.evaluate(advised[1], knn="true", probe="true")
     assert "knn_top1" in capsys.readouterr().out

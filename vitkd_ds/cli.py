@@ -202,7 +202,7 @@ def sweep_seeds(
 @command("export")
 def export(source: str, destination: str, **options: Any) -> None:
     """Export a student to timm, ONNX, torch.export or Hugging Face."""
-    check_export(source, destination, options.get("format", "timm"), options.get("val", ""))
+    check_export(source, destination, **{key: options[key] for key in ("format", "val", "push") if key in options})
     from vitkd_ds.commands.export import export as export_student
 
     print(export_student(source, destination, **options))

@@ -280,7 +280,7 @@ def test_invalid_settings_are_rejected_before_the_first_step(beton, train):
         (config(beton), ok | {"split": "test"}, "split must be one of train, val"),
         (config(beton), ok | {"rank": 1}, "got rank 1 of 1"),
         (config(beton, num_classes=10), ok, "data.train must have data.num_classes=10 classes, but .* has 2"),
-        (config(beton, num_classes=9), ok | {"split": "val"}, "has 2: give images of all classes, or"),
+        (config(beton, num_classes=9), ok | {"split": "val"}, "has 2: use images of all classes, or"),
         (config(beton, order="quasi_random"), ok, "data.order=quasi_random needs a shuffled file"),
         (config("no.beton"), ok, "'no.beton' must be a .beton file"),
     ]:

@@ -210,7 +210,7 @@ def test_a_finished_run_starts_nothing(tmp_path):
 
 
 def test_options_rejected_by_train_py_end_the_job_before_a_rank_starts(tmp_path):
-    wrongs = {"--workdri=x": "did you mean workdir", "--help": "rejected these options",
+    wrongs = {"--workdri=x": "did you mean --workdir", "--help": "rejected these options",
               "--workdir=/dev/null/run": "--workdir=/dev/null/run cannot be created"}  # fmt: skip
     for wrong, message in wrongs.items():
         ended = run_script(tmp_path, *DEMO, wrong, asks=True)

@@ -134,8 +134,8 @@ def _check_images(run: Run, before: Run, config: Path) -> None:
         if stored.get(split) != fingerprint_of(run.data, split):
             now = "this path has other images now" if path == old_path else f"{path} has other images"
             raise ValueError(
-                f"{run.workdir} has a finished run that was trained with data.{split}={old_path}. The images have "
-                f"changed ({now}). Pass another --workdir."
+                f"{run.workdir} has a finished run that was trained with data.{split}={old_path}, but {now}. Pass "
+                "another --workdir."
             )
 
 

@@ -40,15 +40,20 @@ def check_has_images(student: str, option: str = "--val") -> None:
         )
 
 
-def check_export(source: str, destination: str, format: str = "timm", val: str = "") -> None:
+def check_export(source: str, destination: str, format: str = "timm", val: str = "", push: str = "") -> None:
     """Check the arguments of export.
 
     Raises:
-        ValueError: the format is unknown; there is no student; `destination` exists; or there are no images for
-            comparing an exported graph with torch, because `val` is empty and the student does not belong to a run.
+        ValueError: the format is unknown, or an option does not fit it; there is no student; `destination` exists; or
+            there are no images for comparing an exported graph with torch, because `val` is empty and the student does
+            not belong to a run.
     """
     if format not in FORMATS:
         raise ValueError(f"--format {format} is unknown: {nearest(format, FORMATS)}")
+    if val and format not in GRAPHS:
+        raise ValueError(f"--val needs --format onnx or torch_export, got --format {format}. Remove --val.")
+    if push and format != "hf":
+        raise ValueError(f"--push needs --format hf, got --format {format}. Pass --format hf or remove --push.")
     if not (Path(source) / CHECKPOINTS).is_dir():  # a run folder: --which chooses its checkpoint later
         check_student(source)
         if format in GRAPHS and not val:

@@ -128,7 +128,7 @@ def test_an_extended_run_is_a_separate_group(runs):
     lines = below(runs / "plain0", runs / "plain1")
     assert lines[3] == "group 2 differs in: extended_at_steps=[7]"
     change(runs / "plain1", extended_at_steps=[])
-    assert "same settings, images and seed): plain1" in shown(runs / "plain0", runs / "plain1")
+    assert "same settings, images and seed: plain1" in shown(runs / "plain0", runs / "plain1")
 
 
 def with_images(run, train, val):

@@ -73,8 +73,8 @@ def test_originals_not_stored_unchanged_are_counted_with_the_reason(tmp_path, ca
     info = pack(src, tmp_path / "x.beton", passthrough=True, shuffle=True, workers=1)
     assert (info.num_images, info.passthrough) == (4, 1)
     no_jpegs, too_large = [record.message for record in caplog.records]
-    assert no_jpegs.startswith("2 images are not RGB or grey JPEGs and") and no_jpegs.endswith("only/b.png'")
-    assert too_large.startswith("1 images are larger than 8 MiB") and too_large.endswith("only/d.jpg'")
+    assert no_jpegs.startswith("2 images are not RGB or grey JPEGs and") and no_jpegs.endswith("only/b.png'.")
+    assert too_large.startswith("1 images are larger than 8 MiB") and too_large.endswith("only/d.jpg'.")
     caplog.clear()
     pack(src, tmp_path / "y.beton", workers=1)
     assert not caplog.text

@@ -53,7 +53,7 @@ def test_shown_images_are_spread_evenly_over_the_candidates(runs):
     assert [figure["number"] for figure in found["figures"]] == own.image[rows].tolist()
     expected_BHWC = examples.read_pixels(result, own, own.image[rows])
     assert [figure["uri"] for figure in found["figures"]] == [examples._uri(image) for image in expected_BHWC]
-    assert found["about"].startswith("There is no teacher. The student gets 60 of 64 images wrong. 16 of them ")
+    assert found["about"].startswith("There is no teacher. The student gets 60 of 64 images wrong. 16 of these images ")
     assert found["title"] == "Where the student is wrong" and found["choices"] == {} and found["error"] == ""
     assert {figure["about"] for figure in found["figures"]} == {"the student is wrong"}
 

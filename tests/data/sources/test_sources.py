@@ -181,7 +181,7 @@ def test_an_unrecognised_source_is_rejected_with_the_list_of_kinds_or_a_hint(tmp
     (tmp_path / "hollow" / "a").mkdir(parents=True)
     refused(tmp_path / "nothing", match="nothing' does not exist")
     for name in ("text", "gz.tar", "hollow", "hollow/a"):
-        refused(tmp_path / name, match="ImageFolder .*WebDataset.*parquet.*found .* at '.*" + name)
+        refused(tmp_path / name, match="ImageFolder .*WebDataset.*parquet.*Found .* at '.*" + name)
     write_tar(folder / "0.tar", [("0.jpg", jpeg(0)), ("0.cls", b"0")])
     refused(folder, match="Found signs of ImageFolder.* and of WebDataset")
     (folder / "0.tar").unlink()

@@ -48,11 +48,7 @@ def export(
         ValueError: there is nothing to export; `destination` exists; options conflict; a graph's outputs differ from
             torch's; or the hub returns an error.
     """
-    check_export(source, destination, format, val)
-    if val and format not in GRAPHS:
-        raise ValueError(f"--val needs --format onnx or torch_export, got --format {format}. Remove --val.")
-    if push and format != "hf":
-        raise ValueError(f"--push needs --format hf, got --format {format}. Pass --format hf or remove --push.")
+    check_export(source, destination, format, val, push)
     if format == "timm":
         return _told(export_student(source, destination, which=which, half=half), format)
     find = partial(find_source, source, which)

@@ -9,7 +9,9 @@ MOST_NAMED = 10
 
 
 def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
-    """Check a .beton written by FFCV itself, and write its side file: a JSON file with classes and checksums.
+    """Check a .beton written by FFCV itself, and write its JSON file.
+
+    The JSON file next to the .beton contains classes and checksums.
 
     Args:
         file: path of the .beton.
@@ -69,7 +71,9 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
 
 
 def check(file: str) -> None:
-    """Read and decode every image of a .beton, and compare its CRC32 with the stored one. Print a line on success.
+    """Read and decode every image of a .beton, and compare its CRC32.
+
+    Print a line on success.
 
     Raises:
         ValueError: the file is invalid, or images are damaged.

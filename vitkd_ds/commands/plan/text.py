@@ -70,9 +70,10 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     # Transfers that overlap with computation cost no time, so each line shows bytes and only the time that is left.
     sent = predict.bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     what = {"gradients": "reduction", "weights": "gather after the update", "gathers": "of the teacher's weights"}
-    left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB per GPU; time not hidden by computation" for part in sent}
+    left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB per GPU" for part in sent}
     if copied := predict.copied_bytes(layout, teacher_params=inputs.teacher_params):
-        left["gathers"] += f", with {copied / 1e6:,.0f} MB from CPU memory"
+        left["gathers"] += f", and {copied / 1e6:,.0f} MB from CPU memory"
+    left = {part: f"{text}; time not hidden by computation" for part, text in left.items()}
     parts = seconds if run.teachers else {part: seconds[part] for part in seconds if part not in OF_A_TEACHER}
     steps = steps_per_epoch(images.num_images, global_batch_size=run.global_batch_size)
     schedule = make_schedule(run, steps_per_epoch=steps, accumulation_steps=layout.accumulation)
