@@ -18,7 +18,7 @@ ROOMS = ["config losses", "models data recipes", "engine", "checkpoint", "train"
 """Bottom to top. Imports go down or stay in the same folder."""
 ROW_OF = {room: row for row, rooms in enumerate(ROOMS) for room in rooms.split()}
 HOMES = {
-    "deepspeed": ["engine/"], "torch.distributed": ["engine/ranks.py", "engine/processes.py"],
+    "deepspeed": ["engine/"], "torch.distributed": ["engine/ranks.py", "engine/processes.py", "engine/versions.py"],
     "timm": ["models/", "data/"], "ffcv": ["data/beton/"], "numba": ["data/beton/"], "fire": ["cli.py"],
 }  # fmt: skip
 NO_TORCH = ("config/", "train/signals.py", "train/console.py", "train/statistics.py")

@@ -210,7 +210,7 @@ def export(source: str, destination: str, **options: Any) -> None:
 
 @command("predict")
 def predict(student: str, *images: str, **options: Any) -> None:
-    """Predict the classes of images, with probabilities, or their features."""
+    """Predict the classes of images with probabilities, or features."""
     check_student(student, images)
     from vitkd_ds.commands.predict import predict as predict_images
 

@@ -90,7 +90,7 @@ def _without_old_args(run: Run, recipe: Run, role: str, options: Mapping[str, st
 
 
 def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Run:
-    """Replace a folder by the weight file in it, and take the model from the .json file next to the weights.
+    """Set a role's weights to the file in the given folder, and its model to that in the file's .json.
 
     Raise ValueError if an option names another model. If an option sets `model_args`, it replaces the value in the
     .json file, because a model may need other arguments now than when it was stored.

@@ -175,7 +175,7 @@ def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
         if len(content) != image["size"]:
             raise OSError("the file ends inside this image")
         if zlib.crc32(content) != image["crc32"]:
-            raise ValueError("it has changed since it was packed (its CRC-32 differs)")
+            raise ValueError("the image has changed since it was packed (its CRC-32 differs)")
         is_jpeg = image["mode"] == JPEG_MODE
         return ended(content) if is_jpeg else b"P6 %d %d 255\n" % (image["width"], image["height"]) + content
 

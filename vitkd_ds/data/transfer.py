@@ -12,7 +12,7 @@ MAX_FREE = 2
 
 
 def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Copy a small array to the device without waiting for queued work; return tensors unchanged.
+    """Copy a small array to the device without waiting for queued work. Return a tensor as it is.
 
     For a GPU, the array is first copied to pinned memory. A copy from pageable memory would wait for all queued GPU
     work.

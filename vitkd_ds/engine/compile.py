@@ -9,7 +9,7 @@ MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "re
 
 
 def compile_options(choice: str, *, keeps_addresses: bool = True) -> dict[str, Any]:
-    """Return the argument `options` of torch.compile for a choice other than "off". Do not pass `mode` with it.
+    """Return torch.compile's `options` for a value of `--compile` other than "off". Do not pass `mode` with it.
 
     Args:
         keeps_addresses: whether the weights stay at fixed addresses. Pass False if ZeRO gathers them to a new address

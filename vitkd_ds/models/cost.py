@@ -74,10 +74,10 @@ def keep_patches(model: nn.Module, number: int) -> None:
 
 
 def cost_of(model: nn.Module, image_size: int, *, keep_tokens: int = 0) -> dict[str, Any]:
-    """Return the cost of a model on the meta device: parameters, tokens, head, and GFLOPs per image.
+    """Return the cost of a model on the meta device: parameters, tokens, the classifier's input, and GFLOPs per image.
 
-    Tokens and head are None for a model other than a VisionTransformer or Eva. `keep_tokens` is the number of patches
-    that the model sees; 0 is all.
+    Tokens and the classifier's input are None for a model other than a VisionTransformer or Eva. `keep_tokens` is the
+    number of patches that the model sees; 0 is all.
     """
     tokens = num_tokens(model)
     if keep_tokens:

@@ -70,7 +70,7 @@ def knn_votes(
     if len(train_ND) < k:
         raise ValueError(
             f"k-NN needs at least {k} training images that can be decoded, got {len(train_ND)}. Pass more with "
-            "--train or, for a run, with --data.knn_train."
+            "--train, or in a training run with --data.knn_train."
         )
     train_ND = F.normalize(train_ND.float(), dim=1)
     votes = []

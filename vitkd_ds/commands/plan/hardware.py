@@ -86,9 +86,9 @@ class Hardware:
 
     @property
     def is_measured(self) -> bool:
-        """Whether the speeds above were measured on this kind of GPU.
+        """Whether the speeds in this file were measured on this kind of GPU.
 
-        Every other GPU is assumed to have the same fixed times and to reach the same fraction of its peak.
+        For other GPUs, `plan` assumes the same fraction of the peak, and the same times that no model size affects.
         """
         return self is HARDWARE["h100"]
 
