@@ -86,7 +86,7 @@ setup(
         "setuptools",  # ffcv imports distutils, which Python 3.12 removed
         "tensorboard>=2.16",
         "timm>=1.0.26,<2",  # earlier versions unpickle checkpoint_path
-        "torch>=2.13",
+        "torch>=2.11,<2.16",
         "tqdm",
     ],
     extras_require={
