@@ -141,7 +141,7 @@ def test_a_rejected_command_prints_one_line_and_exits_with_code_2(vitkd_ds, caps
 ])  # fmt: skip
 def test_words_and_options_reach_the_command_converted(monkeypatch, command, target, words, options):
     for name in ("check_student", "check_export"):  # of files, which this command does not have
-        monkeypatch.setattr(cli, name, lambda *words: None)
+        monkeypatch.setattr(cli, name, lambda *words, **options: None)
     called = Mock(side_effect=ValueError("called"))
     monkeypatch.setattr(f"vitkd_ds.{target}", called)
     with pytest.raises(ValueError, match="called"):
