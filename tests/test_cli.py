@@ -97,6 +97,7 @@ def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
     (["show", "a", "--print_config"], "--print_config is not an option"),
     (["train", "--print_config=maybe"], "--print_config must be true or false"),
     (["train", "--help", "teachers"], "--help teachers: no such group or field; did you mean teacher?"),
+    (["predict", "--model=x", "y.jpg"], "--model is not an option: "),
     (["eval", "x", "--batch_size=3"], "--batch_size is not an option: did you mean --micro_batch_size?"),
     (["report", "x", "--output=y"], "--output is not an option: did you mean --out?"),
     (["train", "--help", "optimm"], "--help optimm: no such group or field; did you mean optim"),

@@ -18,7 +18,7 @@ import fire
 from fire.decorators import SetParseFn
 
 from vitkd_ds import __version__
-from vitkd_ds.commands.early import check_export, check_has_images, check_picture, check_student
+from vitkd_ds.commands.early import check_export, check_has_images, check_picture, check_recipe, check_student
 from vitkd_ds.commands.ending import ending
 from vitkd_ds.commands.pack.adopt import adopt, check
 from vitkd_ds.commands.pack.folders import pack_folders, packed_or_exit
@@ -83,6 +83,8 @@ def _run(*first: str) -> None:
 @command("train", about=train_help)
 def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     """Distil a student from a teacher, or train it without one."""
+    if not print_config:
+        check_recipe(flags)
     run = parse_run((), flags)
     if print_config:
         if console.is_first_rank():
@@ -233,6 +235,7 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hard
 @command("doctor")
 def doctor(*, flags: dict[str, str]) -> None:
     """Check machine, data and models for a run in under two minutes."""
+    check_recipe(flags)
     run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.doctor import examine
     from vitkd_ds.engine.processes import leave, shut_down

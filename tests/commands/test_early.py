@@ -1,6 +1,8 @@
 """Paths and names checked before torch is imported, and the output of export and report about their files."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ import torch
 
 from tests.commands.test_evaluate import write_export
 from vitkd_ds import cli
-from vitkd_ds.commands.early import check_export, check_has_images, check_student
+from vitkd_ds.commands.early import check_export, check_has_images, check_recipe, check_student
+from vitkd_ds.config.run import as_dict
+from vitkd_ds.recipes import build_run
 
 
 def test_a_student_its_images_and_its_teacher_must_exist(tmp_path, monkeypatch):
@@ -44,6 +48,27 @@ def test_an_export_without_a_run_needs_images_of_its_own(tmp_path, whole_run, co
     check_export(str(tmp_path / "student"), str(tmp_path / "new"), "hf")
     check_has_images(str(whole_run))
     check_has_images(str(whole_run / "checkpoints" / "best"))
+
+
+def test_a_run_folder_as_recipe_is_not_trained_in_another_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "project" / "runs" / "x"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"run": as_dict(replace(build_run("demo"), workdir="runs/x"))}))
+    monkeypatch.chdir(tmp_path)
+    for command in (cli.train, cli.doctor):
+        with pytest.raises(ValueError, match=r"^--recipe project/runs/x would train in runs/x, .* another folder here"):
+            command(recipe="project/runs/x")
+    with pytest.raises(ValueError, match=rf"Rerun this command in {tmp_path}/project, where .* pass --workdir pr"):
+        check_recipe({"recipe": "project/runs/x"})
+    moved = shutil.move(folder, tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"another folder here. Pass --workdir moved to continue that run, or another"):
+        check_recipe({"recipe": "moved"})
+    check_recipe({"recipe": str(moved), "workdir": "new"})
+    shutil.move(moved, folder)
+    check_recipe({"recipe": "demo"})
+    monkeypatch.chdir(tmp_path / "project")
+    check_recipe({"recipe": "runs/x"})
+    check_recipe({"recipe": str(folder)})
 
 
 @pytest.mark.parametrize("format, file", [("timm", "student.safetensors"), ("hf", "README.md")])

@@ -199,6 +199,19 @@ def test_a_path_is_resolved_a_teacher_is_not_and_both_keep_the_students_model(tm
     assert source_of("select:hub:deit3_small_patch16_224", {}).checkpoint == "hub"
     with pytest.raises(ValueError, match="student.init: no weight file, run, checkpoint or export at .*nothing"):
         apply_options(build_run("demo"), {"student.init": f"select:{tmp_path}/nothing"})
+    for options, message in {
+        (
+            "none",
+            "teacher",
+        ): "select:teacher: teacher is not a teacher of this run, because it has no teacher, and",
+        (
+            "",
+            "big",
+        ): "select:big: big is not a teacher of this run, because its teachers are teacher, and no",
+    }.items():
+        flags = {"student.init": f"select:{options[1]}"} | ({"teacher": "none"} if options[0] else {})
+        with pytest.raises(ValueError, match=message):
+            apply_options(build_run("demo"), flags)
     file.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match=r"student.safetensors has no description of its model. Pass a run, a"):
         source_of(f"select:{file}", {})

@@ -6,7 +6,17 @@ from functools import partial
 from pathlib import Path
 
 from vitkd_ds.config.overrides import nearest
-from vitkd_ds.config.run_folder import CHECKPOINTS, check_is_new, find_student, find_weights, read_student, run_beside
+from vitkd_ds.config.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    check_is_new,
+    find_student,
+    find_weights,
+    read_run,
+    read_student,
+    run_beside,
+    started_in,
+)
 
 GRAPHS = ("onnx", "torch_export")
 FORMATS = ("timm", *GRAPHS, "hf")
@@ -59,6 +69,22 @@ def check_export(source: str, destination: str, format: str = "timm", val: str =
         if format in GRAPHS and not val:
             check_has_images(source)
     check_is_new(Path(destination))
+
+
+def check_recipe(flags: dict[str, str]) -> None:
+    """Raise ValueError if --recipe names a run folder, but the run would continue or start in another folder."""
+    folder = Path(flags.get("recipe", "demo"))
+    if "workdir" in flags or not (folder / CONFIG).is_file():
+        return
+    run = read_run(folder)
+    if Path(run.workdir).resolve() == folder.resolve():
+        return
+    start = started_in(run, folder)
+    there = f"Rerun this command in {start}, where the run was started, or pass" if start else "Pass"
+    raise ValueError(
+        f"--recipe {folder} would train in {run.workdir}, the stored workdir, which is another folder here. {there} "
+        f"--workdir {folder} to continue that run, or another --workdir for a new one."
+    )
 
 
 def check_picture(dst: Path) -> None:

@@ -45,12 +45,12 @@ def command(
             if "help" in flags:
                 print(about(flags, summary) if about else page_text(name, summary))
                 return
+            unknown = [] if page.takes_run else [key for key in flags if key not in page.options]
+            if unknown:
+                help = nearest_option(unknown[0], page.options) if page.options else "there are none"
+                raise ValueError(f"--{unknown[0]} is not an option: {help}")
             check_words(given, " ".join(page.words))
             own = {key: convert(flags.pop(key), kind, key) for key, kind in own_options(name).items() if key in flags}
-            if flags and not page.takes_run:
-                key = next(iter(flags))
-                help = nearest_option(key, page.options) if page.options else "there are none"
-                raise ValueError(f"--{key} is not an option: {help}")
             function(*given, **own, **({"flags": flags} if page.takes_run else {}))
 
         checked.__doc__ = function.__doc__

@@ -102,6 +102,12 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
         return run
     if is_selected(value):
         file = selected_file(value, run.teachers)
+        if file and "/" not in file and not Path(file).exists():
+            teachers = f"its teachers are {', '.join(run.teachers)}" if run.teachers else "it has no teacher"
+            raise ValueError(
+                f"--{role}.{key}={value}: {file} is not a teacher of this run, because {teachers}, and no file "
+                "or folder has that name. Name a teacher, pass a path, or use select:hub:MODEL."
+            )
         if file and f"{role}.{key}" in options:
             value = f"{SELECT}{run_folder.find_weights(file, f'{role}.{key}')}"
         return run.with_model(role, replace(config, init=value))

@@ -30,13 +30,18 @@ def check_is_packed(key: str, path: str) -> None:
     Args:
         key: option name for the message.
     """
-    is_packed = Path(path).suffix == SUFFIX or path == "demo" or is_class_folder(path)
-    if not is_packed and (os.path.exists(path) or path.endswith(".tar")):
-        labels = " --labels none" if has_loose_images(Path(path)) else ""
-        raise ValueError(
-            f"{key} must be a .beton or a folder with a folder per class, got {path!r}. Pack it first "
-            f"(vitkd-ds pack {shlex.quote(path)} FILE.beton{labels}), then pass --{key}=FILE.beton."
-        )
+    if Path(path).suffix == SUFFIX or path == "demo" or is_class_folder(path):
+        return
+    if not os.path.exists(path) and not path.endswith(".tar"):
+        return  # reported later, unless the run is finished and needs no images
+    advice = labels = ""
+    if has_loose_images(Path(path)):
+        advice = "Move its images into one folder per class. To train without labels, from a teacher only: "
+        labels = " --labels none"
+    raise ValueError(
+        f"{key} must be a .beton or a folder with a folder per class, got {path!r}. {advice}Pack it first "
+        f"(vitkd-ds pack {shlex.quote(path)} FILE.beton{labels}), then pass --{key}=FILE.beton."
+    )
 
 
 def check_is_not_one(key: str, path: str, num_classes: int) -> None:

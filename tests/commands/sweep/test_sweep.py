@@ -173,7 +173,7 @@ def test_runs_are_checked_before_any_starts_and_named_by_their_differences(tmp_p
     "recipes, seeds, flags, message",
     [
         (["demo"], 2, {"optim.lrr": "1"}, "--optim.lrr is not an option: did you mean --optim.lr"),
-        (["demo"], 2, {"grid.optim.lrr": "1,2"}, "--optim.lrr is not an option"),
+        (["demo"], 2, {"grid.optim.lrr": "1,2"}, "--grid.optim.lrr is not an option: did you mean --grid.optim.lr"),
         (["demo"], 2, {"grid.optim.lr": "1,-2"}, "optim.lr must be a number above 0, got '-2'"),
         (["demo", "demo"], 2, {}, "two runs of the sweep have the same name demo"),
         (["demo"], 2, {"seed": "3"}, "--seed is set by the sweep"),

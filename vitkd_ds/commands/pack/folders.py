@@ -186,8 +186,8 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
         if dst.exists():  # another process was faster
             return False
         raise ValueError(
-            f"{error}\nThe command that failed: {_command(key, folder, dst, classes)}\nRun it until it succeeds. Then "
-            "rerun this command."
+            f"{error}\nThe command that failed: {_command(key, folder, dst, classes)}\nApply the advice above "
+            f"to that command and run it, or change --{key}. Then rerun this command."
         ) from error
     except OSError as error:
         raise ValueError(

@@ -9,8 +9,11 @@ from typing import Mapping, Sequence
 
 from vitkd_ds.checkpoint.folder import is_finished
 from vitkd_ds.commands.parse import parse_run
+from vitkd_ds.config.overrides import nearest_option, settings_of
+from vitkd_ds.config.part import locate
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CONFIG
+from vitkd_ds.config.teachers import path_of
 
 GRID = "grid."
 """Prefix of the options that define the grid of a sweep."""
@@ -100,6 +103,9 @@ def _checked_grid(recipes: Sequence[str], seeds: int, flags: Mapping[str, str]) 
     for key, values in grid.items():
         if not values:
             raise ValueError(f"--{GRID}{key} has no values. Pass values separated by commas.")
+        if locate(Run, path_of(key))[1] is None:
+            valid = [setting.key for setting in settings_of(Run, None)]
+            raise ValueError(f"--{GRID}{key} is not an option: {nearest_option(key, valid, f'--{GRID}')}")
         if key in flags:
             raise ValueError(f"--{key} and --{GRID}{key} are both given. Remove one of them.")
     return grid

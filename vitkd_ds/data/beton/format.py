@@ -259,6 +259,8 @@ def check_is_finished(path: Path) -> None:
         raise refuse(path, "be a finished .beton", found, remedy)
     if path.is_file():
         return
+    if path.suffix != SUFFIX and not path.exists():
+        raise ValueError(f"no file or folder at {str(path)!r}. Check the path.")
     found, remedy = "does not exist", "pass the path of a packed file, or pack one"
     if path.is_dir():
         found = "is a folder"
