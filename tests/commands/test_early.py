@@ -65,7 +65,8 @@ def test_a_run_folder_as_recipe_is_not_trained_in_another_folder(tmp_path, monke
         check_recipe({"recipe": "moved"})
     check_recipe({"recipe": str(moved), "workdir": "new"})
     shutil.move(moved, folder)
-    check_recipe({"recipe": "demo"})
+    shutil.copytree(folder, "demo")
+    check_recipe({"recipe": "demo"})  # the recipe, also beside a folder of that name
     monkeypatch.chdir(tmp_path / "project")
     check_recipe({"recipe": "runs/x"})
     check_recipe({"recipe": str(folder)})

@@ -74,8 +74,9 @@ def test_whole_heads_are_the_same_rows_of_queries_keys_and_values_and_columns_of
 @pytest.mark.parametrize("source, student", [
     ("deit3_small_patch16_224", "deit_tiny_patch16_224"), ("deit_tiny_patch16_224", "deit3_small_patch16_224"),
 ])  # fmt: skip
-def test_layer_scale_and_the_class_tokens_position_are_folded_exactly(source, student):
-    student, source = make(student, **SMALL), make(source, **SMALL)
+@pytest.mark.parametrize("options", [{}, {"proj_bias": False}])
+def test_layer_scale_and_the_class_tokens_position_are_folded_exactly(source, student, options):
+    student, source = make(student, **SMALL, **options), make(source, **SMALL, **options)
     images = torch.randn(2, 3, 32, 32)
     for model in (student, source):
         model.double()
@@ -135,8 +136,8 @@ def test_indices_are_multiples_if_they_can_be_and_else_evenly_spread(size, wante
     ({"in_chans": 1}, {}, {}, r"patch_embed.proj.weight has shape \(48, 1, 16, 16\), but its .* \(48, 3, 16, 16\)"),
     ({"name": EVA[2]}, {}, {}, "student is of class Eva, and .* of class VisionTr"),
     ({"name": "cait_xxs24_224"}, {}, {}, "student is of class Cait"),
-    ({"name": EVA[2]}, {"name": EVA[2]}, {"heads": "even"}, "rotary .* need whole .* got student.select_heads=even"),
-    ({"name": EVA[2], "num_heads": 1}, {"name": EVA[2]}, {}, "and 48 channels per head for 16"),
+    ({"name": EVA[2]}, {"name": EVA[2]}, {"heads": "even"}, "^rotary .* need whole .* got student.select_heads=even"),
+    ({"name": EVA[2], "num_heads": 1}, {"name": EVA[2]}, {}, "^rotary .* and 48 channels per head for 16"),
 ])  # fmt: skip
 def test_models_that_differ_in_more_than_size_are_rejected(student, source, options, message):
     student, source = (

@@ -17,6 +17,7 @@ from vitkd_ds.config.run_folder import (
     run_beside,
     started_in,
 )
+from vitkd_ds.recipes import RECIPES
 
 GRAPHS = ("onnx", "torch_export")
 FORMATS = ("timm", *GRAPHS, "hf")
@@ -73,8 +74,9 @@ def check_export(source: str, destination: str, format: str = "timm", val: str =
 
 def check_recipe(flags: dict[str, str]) -> None:
     """Raise ValueError if --recipe names a run folder, but the run would continue or start in another folder."""
-    folder = Path(flags.get("recipe", "demo"))
-    if "workdir" in flags or not (folder / CONFIG).is_file():
+    recipe = flags.get("recipe", "demo")
+    folder = Path(recipe)
+    if recipe in RECIPES or "workdir" in flags or not (folder / CONFIG).is_file():
         return
     run = read_run(folder)
     if Path(run.workdir).resolve() == folder.resolve():

@@ -45,11 +45,11 @@ def watch(run: str) -> dict[str, Any]:
                 progress = Progress(total_steps, start_step=0)
             newest = next((line for line in reversed(lines) if isinstance(line.get("total"), int | float)), shown)
             for line in lines:
-                text = progress_line(line["step"], total_steps, _values(line))
                 if EVALUATED in line and line["step"] > evaluated:
-                    logger.info("%s", text)
+                    logger.info("%s", progress_line(line["step"], total_steps, _values(line)))
                     evaluated = line["step"]
                 elif line is newest and line != shown:  # a resumed run repeats its earlier lines
+                    text = progress_line(line["step"], total_steps, _values(line))
                     progress.show(line["step"], f"total {line['total']:.4g}", text)
                     shown = line
             if is_done:

@@ -76,6 +76,7 @@ def select_weights(student: nn.Module, source: nn.Module, *, heads: str, blocks:
         ValueError: the source is smaller than the student, or differs from it in more than size.
     """
     _check_kinds(student, source)
+    _check_rotary(student, source, heads)
     try:
         picked = _picked(student, source, heads)
         depth = len(student.blocks)
@@ -138,9 +139,8 @@ def _check_kinds(student: nn.Module, source: nn.Module) -> None:
         )
 
 
-def _qkv(student: nn.Module, source: nn.Module, heads: str) -> Selection:
-    """Return the selected channels of queries, keys and values."""
-    size = _num_heads(source) * _head_dim(source)
+def _check_rotary(student: nn.Module, source: nn.Module, heads: str) -> None:
+    """Raise ValueError if rotary embeddings would act on channels other than those in the source."""
     has_rope = getattr(student, "rope", None) is not None
     if has_rope and (heads == "even" or _head_dim(student) != _head_dim(source)):
         raise ValueError(
@@ -148,6 +148,11 @@ def _qkv(student: nn.Module, source: nn.Module, heads: str) -> Selection:
             f"{_head_dim(student)} channels per head for {_head_dim(source)}. Set --student.select_heads=whole, and "
             "embed_dim and num_heads in student.model_args."
         )
+
+
+def _qkv(student: nn.Module, source: nn.Module, heads: str) -> Selection:
+    """Return the selected channels of queries, keys and values."""
+    size = _num_heads(source) * _head_dim(source)
     if heads == "even":
         return Selection(indices(size, _num_heads(student) * _head_dim(student)), size)
     first = indices(_num_heads(source), _num_heads(student)) * _head_dim(source)
@@ -164,9 +169,8 @@ def _folded(source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
     found = dict(source)
     for name in SCALED.keys() & found.keys() - own.keys():
         scale = found.pop(name)
-        layer = SCALED[name]
-        found[f"{layer}.weight"] = found[f"{layer}.weight"] * scale.unsqueeze(1)
-        found[f"{layer}.bias"] = found[f"{layer}.bias"] * scale
+        for key in [key for key in found if key.startswith(f"{SCALED[name]}.")]:  # a weight, and perhaps a bias
+            found[key] = found[key] * (scale.unsqueeze(1) if found[key].ndim == 2 else scale)
     for name in SCALED.keys() & own.keys() - found.keys():
         found[name] = torch.ones_like(found["norm1.weight"])
     if others := found.keys() ^ own.keys():

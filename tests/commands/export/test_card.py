@@ -11,7 +11,7 @@ from PIL import Image
 from tests.commands.test_probe import write_student
 from tests.conftest import metrics_of
 from vitkd_ds.commands.export import export
-from vitkd_ds.commands.export.card import code
+from vitkd_ds.commands.export.card import code, initial_weights
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.train.statistics import wilson_interval
 
@@ -80,6 +80,14 @@ def test_a_student_without_a_run_or_classes_has_a_card_with_the_known_facts(tmp_
 
 def test_user_supplied_names_are_shown_as_text():
     assert code("a|b`c`\n# d") == r"`a/b'c'\n# d`"
+
+
+@pytest.mark.parametrize("init, shown", [
+    ("", "random"), ("hub", "hub"), ("/me/a.pth", "a.pth"), ("select:teacher", "select:teacher"),
+    ("select:/me/a.safetensors", "select:a.safetensors"), ("select:hub:deit3_base", "select:hub:deit3_base"),
+])  # fmt: skip
+def test_initial_weights_are_named_without_folders(init, shown):
+    assert initial_weights(init) == shown
 
 
 def test_the_code_on_a_card_loads_the_student(tmp_path, monkeypatch, capsys):

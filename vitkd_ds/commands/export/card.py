@@ -17,6 +17,7 @@ from vitkd_ds.config.metrics import EVALUATED, PREFIX, VAL_METRICS, Metric
 from vitkd_ds.config.reading import load_json
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CONFIG
+from vitkd_ds.config.selected import SELECT, is_selected
 from vitkd_ds.train.statistics import wilson_interval
 
 MOST_CLASSES = 50
@@ -91,6 +92,12 @@ def _training(exported: Exported, versions: dict[str, str]) -> list[tuple[str, A
     return rows + _settings(exported.run, exported, versions) if exported.run else rows
 
 
+def initial_weights(init: str) -> str:
+    """Return what a card says about `student.init`: a path without its folders, which are private."""
+    kind = SELECT if is_selected(init) else ""
+    return f"{kind}{Path(init.removeprefix(kind)).name}" or "random"
+
+
 def _settings(run: Run, exported: Exported, versions: dict[str, str]) -> list[tuple[str, Any]]:
     terms = ", ".join(f"{name} {term.weight:g}" for name, term in run.losses.active().items())
     return [
@@ -101,7 +108,7 @@ def _settings(run: Run, exported: Exported, versions: dict[str, str]) -> list[tu
         ("images per step", run.global_batch_size),
         ("learning rate", f"{run.optim.lr:g} per {run.optim.lr_batch_size} images"),
         ("weights", "moving average" if exported.description.get("weights") == "ema" else "last step (no averaging)"),
-        ("initial weights", code(Path(run.student.init).name or "random")),
+        ("initial weights", code(initial_weights(run.student.init))),
         ("seed", run.seed),
         ("versions", code(", ".join(f"{package} {version}" for package, version in versions.items()))),
     ]
