@@ -27,7 +27,7 @@ from vitkd_ds.models.weights import load_tensors
 
 
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
-    """Write student.safetensors, a plain timm state dict, and student.json, which is needed to rebuild the model.
+    """Write student.safetensors (a plain timm state dict) and student.json (the description for rebuilding the model).
 
     Return the manifest entry of each file, by the file's name.
     """
@@ -43,10 +43,10 @@ def find_source(source: str, which: str) -> Path:
 
     Args:
         source: a run folder, a checkpoint or an exported student.
-        which: checkpoint of a run folder: "last" or "best".
+        which: checkpoint to use if `source` is a run folder: "last" or "best".
 
     Raises:
-        ValueError: `which` is neither, or there is no such student.
+        ValueError: `which` is neither "last" nor "best", or `source` has no such student.
     """
     if which not in ("last", "best"):
         raise ValueError(f"--which must be last or best, got {which}")
@@ -61,7 +61,9 @@ def find_source(source: str, which: str) -> Path:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder for the body to fill, then rename it to `target`. If the body fails, remove it.
+    """Yield a temporary folder that the `with` block fills, then rename it to `target`.
+
+    If the block fails, the temporary folder is removed.
 
     Raises:
         ValueError: `target` exists.
@@ -69,7 +71,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     check_is_new(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()  # with the umask's mode, unlike tempfile
+    temporary.mkdir()  # permissions follow the umask, unlike those of a folder from tempfile
     try:
         yield temporary
         temporary.rename(target)

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, Callable
 class HashingFile:
     """Binary file that counts and hashes the bytes written to it, for example by torch.save.
 
-    If a write fails, `finish` raises the error, not `write`, because no exception may pass through torch's C++ writer.
+    If a write fails, `finish` instead of `write` raises the error, because no exception may pass through torch's C++
+    writer.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -60,7 +61,7 @@ def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.unlink(missing_ok=True)  # left by a killed process, or a planted link
-        with temporary.open("xb") as file:  # x does not follow a link that appears meanwhile
+        with temporary.open("xb") as file:  # mode x does not follow a link that was created in the meantime
             hashing = HashingFile(file)
             fill(hashing)
             entry = hashing.finish()
@@ -73,7 +74,7 @@ def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any
 
 
 def write_text(path: Path, text: str) -> dict[str, Any]:
-    """Write a UTF-8 text file atomically, see `write_whole`. Bytes of file names outside UTF-8 become \\udcXX."""
+    """Write a UTF-8 text file atomically, see `write_whole`. Invalid UTF-8 in file names becomes \\udcXX."""
     return write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 

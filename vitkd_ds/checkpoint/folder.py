@@ -1,4 +1,4 @@
-"""Find out whether a run is finished, or may continue in its folder, from its config.json."""
+"""Decide from a run folder's config.json whether the run is finished or may continue there."""
 
 import json
 import math
@@ -21,10 +21,10 @@ FREE_KEYS = frozenset(
     student.checkpoint_activations
     """.split()
 )
-"""Settings that may change when a run continues. Most of them change the result by rounding only.
+"""Settings that may change when a run continues. Most of them affect the result only through rounding.
 
 The micro-batch size and the number of ranks also affect the random draws for mixing and masks, the images that the loss
-`dist` correlates, and how often `losses.balance` updates its factors. The images may move to another path: their
+`dist` correlates, and how often `losses.balance` updates its factors. The paths of the images may change, because the
 fingerprint in `TrainState` detects other images. Images for k-NN are not compared, because nothing is learned from
 them."""
 LENGTH = ("epochs", "max_steps")
@@ -60,7 +60,7 @@ def is_finished(run: Run) -> bool:
 
 
 def check_begun(run: Run) -> None:
-    """If the folder already has a run, check that the settings fit it, without reading images.
+    """If the folder already contains a run, check that the settings match those of that run. No image is read.
 
     Raises:
         ValueError: see `check_settings`.
@@ -70,9 +70,9 @@ def check_begun(run: Run) -> None:
 
 
 def check_settings(run: Run, config: Path | None) -> Run | None:
-    """Check that a run may use its folder, and that its settings are equal to its earlier settings.
+    """Check that a run may use its folder, and that its settings equal those of its previous launch.
 
-    Return the settings that the run had before, or None if there are none. Nothing is written.
+    Return the settings of the previous launch, or None if there was none. Nothing is written.
 
     Args:
         run: settings of this launch. With `extend`, epochs and max_steps may differ.
@@ -121,7 +121,7 @@ def _held(stored: Run, config: Path) -> str:
 
 
 def _check_images(run: Run, before: Run, config: Path) -> None:
-    """Raise ValueError if a split does not have the images of the finished run. The images may have moved.
+    """Raise ValueError if a split does not have the images that the finished run used. Their path may have changed.
 
     If a split's path is unchanged, its file may be missing, because a finished run no longer needs it.
     """

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 UNKNOWN = dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job", "restart", "since"), "unknown")
-"""Holder of a lock file that is damaged, or that was left empty when its node crashed.
+"""Placeholder for the holder if the lock file is damaged, or was left empty when a node crashed.
 
-The holder is considered dead unless the file's modification time changes."""
+Such a holder is considered dead unless the file's modification time changes."""
 
 
 def is_former_self(holder: dict[str, Any], me: dict[str, Any]) -> bool:
@@ -36,10 +36,10 @@ def is_found(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
 
 
 def describe_this_process() -> dict[str, Any]:
-    """Return the content of a lock file that is held by this process.
+    """Return the content of a lock file that names this process as the holder.
 
     The entry `machine` combines the boot ID and the PID namespace, because process IDs are unique only within one boot
-    and one namespace. It is random if one of these is unknown, or if /proc shows another namespace.
+    and one namespace. The entry is random if either of them is unknown, or if /proc shows another namespace.
     """
     machine = uuid.uuid4().hex
     with suppress(OSError):

@@ -2,8 +2,8 @@
 
 A checkpoint folder such as checkpoints/step00001234 is written under a temporary name that starts with a dot. Once all
 ranks' files are on disk and listed in the manifest, the folder is renamed, and `latest` then points to it. So a folder
-without the dot was intact when it got its name. Before a checkpoint is loaded, all ranks check that it still is. The
-exported student is in separate files, next to DeepSpeed's files. So an export does not unpickle anything.
+without the dot was intact when it got its name. Before a checkpoint is loaded, all ranks check that it is still intact.
+The exported student is stored next to DeepSpeed's files in separate files, so exporting it does not unpickle anything.
 """
 
 import logging
@@ -28,9 +28,9 @@ class TrainState:
     """
 
     steps_per_epoch: int
-    """Updates per epoch with the data used for the checkpoint."""
+    """Updates per epoch on the training images of the run that saved this state."""
     data: int
-    """Fingerprint of the training images. It differs if the images differ, or if they are numbered differently."""
+    """Fingerprint of the training images. It differs for other images, and for the same images in another order."""
     step: int = 0
     """Optimizer updates done."""
     best_top1: float = -1.0
@@ -54,9 +54,9 @@ class Start:
     is_own: bool
     """Whether the checkpoint is in the run's own folder."""
     is_named: bool
-    """Whether it was found through `--resume PATH`. Then no older checkpoint may replace it."""
+    """Whether the checkpoint was found through `--resume PATH`. If so, no older checkpoint may replace it."""
     manifest: dict[str, Any] = field(default_factory=dict)
-    """Content of its manifest, after `newest_whole` has checked it; {} before."""
+    """Content of the checkpoint's manifest once `newest_whole` has checked it; {} until then."""
 
     @property
     def path(self) -> Path:
@@ -77,8 +77,8 @@ class Start:
 def find(resume: str, workdir: Path) -> Start | None:
     """Find the checkpoint to start from; return None for a new run. Nothing is written.
 
-    A run may have been started with --resume PATH, from another run's checkpoint or from an earlier one of this folder.
-    Rerunning the same command then resumes from the run's newest checkpoint, even if PATH no longer exists.
+    If a run was started with --resume PATH (another run's checkpoint, or an earlier checkpoint of this folder),
+    rerunning the same command resumes from the run's newest checkpoint, even if PATH no longer exists.
 
     Raises:
         ValueError: `resume` is a path without a checkpoint, or config.json is damaged.
@@ -103,7 +103,7 @@ def find(resume: str, workdir: Path) -> Start | None:
 
 
 def _has_begun_with(path: Path, workdir: Path) -> bool:
-    """Return whether this path was --resume at the last launch of the run, according to the run's config.json."""
+    """Return whether the run's last launch was given --resume with this path, according to its config.json."""
     config = workdir / CONFIG
     if not config.exists():
         return False
@@ -112,14 +112,14 @@ def _has_begun_with(path: Path, workdir: Path) -> bool:
 
 
 def newest_whole(start: Start | None) -> Start | None:
-    """Check the files of the checkpoint to start from. Return it with its manifest, or None for a new run. Collective.
+    """Check the checkpoint to start from; return it with its manifest, or None for a new run. Collective.
 
     If the checkpoint is damaged, and the user did not ask for it by --resume PATH, try older ones. Each rank checks a
     share of the files. The result is equal on all ranks.
 
     Raises:
         ValueError: no checkpoint is intact.
-        Unreadable: the disk failed. The checkpoint may be intact, so no older one is tried, which would lose steps.
+        Unreadable: the disk failed. No older checkpoint is tried, because this one may be intact and has more steps.
     """
     if start is None:
         return None
@@ -154,7 +154,8 @@ def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, data: int
     The checkpoint may have been saved by any number of ranks. If `start` is None, return the state of a new run.
 
     Raises:
-        ValueError: the checkpoint was saved by a version with other training state, or it does not fit the engine.
+        ValueError: the checkpoint was saved by a version whose training state has other fields, or it does not fit the
+            engine.
     """
     if start is None:
         return TrainState(steps_per_epoch, data)

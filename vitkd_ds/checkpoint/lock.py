@@ -6,9 +6,9 @@ nothing, because it may be hidden, or belong to another container or a copy of t
 machine and its process is not found, the wait for a heartbeat is shorter. The lock relies on exclusive creation and
 atomic rename(). flock is not an option, because on some network file systems it silently works on one node only.
 
-Only rank 0 takes the lock. It calls `check` before it publishes anything. So a job that was suspended stops if another
-job took its lock meanwhile. If the file is deleted or damaged, the next heartbeat restores it. If the run folder is
-deleted or replaced, the run ends.
+Only rank 0 takes the lock. It calls `check` before it publishes anything. So if another job takes the lock of a
+suspended job, the suspended job stops when it resumes. If the lock file is deleted or damaged, the next heartbeat
+restores it. If the run folder is deleted or replaced, the run ends.
 """
 
 import json
@@ -32,7 +32,7 @@ MISSED_BEATS = 3
 STALE_S = 60.0
 """Seconds without a heartbeat after which any other holder is considered dead.
 
-Network file systems cache a file's modification time for less than this."""
+Network file systems cache modification times for a shorter time than this."""
 
 
 class LockLost(RuntimeError):
@@ -94,11 +94,11 @@ class RunLock:
             raise ValueError(
                 f"{self.path.parent} is in use by {name_of(holder)}. Wait for that job, or pass another --workdir."
             )
-        # If several jobs try to replace a dead one, the one that creates the claim succeeds.
+        # If several jobs try to take over from a dead job, only the one that creates the claim succeeds.
         claim = self.path.with_name(f".lock.after.{holder['token']}")
         try:
             _create(claim, self.me)
-        except FileExistsError:  # another job is taking over; remove its claim if it died meanwhile
+        except FileExistsError:  # another job is taking over; remove its claim if that job has died
             if not self._changes(claim, self.stale_s):
                 claim.unlink(missing_ok=True)
             return False
@@ -134,7 +134,7 @@ class RunLock:
         return self._changes(self.path, wait_s)
 
     def _changes(self, path: Path, wait_s: float) -> bool:
-        """Return True as soon as a file is touched, replaced or deleted; False if that takes more than `wait_s`."""
+        """Return True as soon as a file is touched, replaced or deleted; False if nothing happens within `wait_s`."""
         seen = _heartbeat(path)
         waited_until = time.monotonic() + wait_s
         while time.monotonic() < waited_until:
@@ -146,7 +146,7 @@ class RunLock:
     def _beat(self) -> None:
         while not self.released.wait(self.heartbeat_s):
             try:
-                if self.path.parent.is_dir():  # else the disk is unavailable, perhaps briefly; saving reports it
+                if self.path.parent.is_dir():  # otherwise the disk is unavailable, perhaps briefly; saving reports it
                     self.check()
                     os.utime(self.path)
             except LockLost as error:
@@ -209,8 +209,8 @@ class RunLock:
 def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
     """Describe the holder of a run folder's lock; return None if nobody holds it. Nothing is written.
 
-    Return the holder's name, the seconds since its last heartbeat, and whether its process exists. The last is None if
-    only a heartbeat can tell, and False for an earlier launch of this Slurm job.
+    Return the holder's name, the seconds since its last heartbeat, and whether its process exists. The third value is
+    None if only a heartbeat can tell, and False for an earlier launch of this Slurm job.
     """
     found = _read(workdir / "lock")
     heartbeat = _heartbeat(workdir / "lock")

@@ -46,11 +46,11 @@ def _checksum(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json. Check that all listed files exist, and that no other .pt file does.
+    """Read manifest.json. Check that all listed files exist, and that there is no other .pt file.
 
     Raises:
         ValueError: the checkpoint is damaged; the message starts with the file's name.
-        Unreadable: the disk failed, so the checkpoint may be intact.
+        Unreadable: the disk failed; the checkpoint itself may be intact.
     """
     try:
         manifest = load_json(folder / MANIFEST)

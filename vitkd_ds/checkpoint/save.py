@@ -1,9 +1,9 @@
 """Save checkpoints atomically over all ranks. A failed save never harms an earlier checkpoint.
 
 DeepSpeed provides the content of the files, and this module writes them. So a rank that fails, for example on a full
-disk, can tell the other ranks before they wait for it. Training waits while a checkpoint is saved. A background thread
-would need a copy of the state, and agreement between the threads of all ranks. Saving takes only 0.1 % of the demo's
-time.
+disk, can tell the other ranks before they wait for it. Training waits while a checkpoint is saved. Saving in a
+background thread would need a copy of the state, and agreement between the threads of all ranks. In the demo, saving
+takes only 0.1 % of the time.
 """
 
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class SaveError(RuntimeError):
-    """Raised on all ranks if too many checkpoints could not be saved, or not the last one of a launch."""
+    """Raised on all ranks if too many saves in a row have failed, or if the last save of a launch has failed."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Saver:
         self.num_failures += 1
         try:
             latest = ranks.on_main(lambda: pointer(self.folder, "latest")) or "none"
-        except OSError as error:  # read permission is lost as well; equal on every rank
+        except OSError as error:  # the folder cannot be read either; every rank gets this error
             latest = f"unreadable ({error})"
         text = f"SAVING FAILED at step {state.step}: {'; '.join(failures)}. The last complete checkpoint is {latest}. "
         if is_last_chance or self.num_failures >= self.config.max_failures:
@@ -88,10 +88,10 @@ class Saver:
         )
 
     def begin(self, start: Start | None) -> None:
-        """If `start` is a checkpoint in this folder, set the files `best` and `latest` to fit it. Collective.
+        """If `start` is a checkpoint in this folder, update the files `best` and `latest` to match it. Collective.
 
-        `best` then points to the best checkpoint up to `start`, or is removed if that no longer exists. `latest` points
-        to `start` if --resume names it, because the next launch uses `latest`.
+        `best` then points to the best checkpoint up to `start`, or is removed if that checkpoint no longer exists. If
+        --resume names `start`, `latest` then points to `start`, because the next launch starts from `latest`.
 
         Raises:
             OSError: `best` or `latest` cannot be written.
@@ -149,7 +149,7 @@ class Saver:
 
     def _publish(self, part: Path, state: TrainState, files: dict[str, Any], content: dict[str, Any]) -> None:
         write_manifest(part, files, content)
-        self.check()  # again, because after a long write another job may have considered this one dead
+        self.check()  # again, because another job may have considered this one dead during a long write
         final = self.folder / tag_of(state.step)
         if final.exists():  # damaged, or left over because the run restarted from an older checkpoint
             final.rename(self.folder / f".{final.name}.{uuid.uuid4().hex}.old")
@@ -170,7 +170,7 @@ class Saver:
 
 
 def _failures_on_main(function: Callable[[], None]) -> list[str]:
-    """Call `function` on rank 0. On every rank, return a list with its error message, or [] if it succeeded.
+    """Call `function` on rank 0. On every rank, return a list with the error message, or [] if the call succeeded.
 
     If `function` raises LockLost, raise it on every rank instead.
     """
@@ -194,7 +194,7 @@ def _warn(text: str) -> None:
 
 def _delete_old(folder: Path, keep_last: int) -> None:
     """Delete all but the newest `keep_last` checkpoints, `best` and `latest`. Also delete leftovers of crashes."""
-    # Checkpoints after `latest` remain if the run was restarted from an older one; they do not count.
+    # Checkpoints after `latest` exist if the run was restarted from an older one; they are neither counted nor deleted.
     latest = pointer(folder, "latest")
     kept = {*[tag for tag in tags(folder) if tag <= latest][:keep_last], pointer(folder, "best"), latest}
     for tag in tags(folder):

@@ -15,13 +15,13 @@ from vitkd_ds.config.term import terms_of_a_teacher, terms_of_logits
 EXTRAS = {
     "wandb": "pip install 'vitkd_ds[wandb]'",
     "mlflow": "pip install 'vitkd_ds[mlflow]'",
-    # trackio pins an older Pillow, which resizes differently from our decoder. It also works with the newer one.
+    # trackio pins an older Pillow, which resizes differently from our decoder, but also works with a newer one.
     "trackio": "pip install 'vitkd_ds[trackio]' && pip install --no-deps 'trackio>=0.43,<0.44'",
 }
 """Trackers that need a package of the same name, each with the command that installs the package."""
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
-"""Pattern of valid teacher names. A teacher's name becomes part of option names and of logged values' names."""
+"""Pattern of valid teacher names. A teacher's name becomes part of the names of options and logged values."""
 
 
 def check_run(run: Run) -> None:
@@ -47,7 +47,7 @@ def check_run(run: Run) -> None:
 def check_workdir(run: Run) -> None:
     """Raise ValueError if the run folder cannot be created.
 
-    This is so if a file is in the way, if the path or a name in it is too long, or if its links form a loop.
+    Possible reasons: a file is in the way, the path or a name in it is too long, or links in it form a loop.
     """
     try:
         os.stat(Path(run.workdir) / CHECKPOINTS / ("x" * 99))  # about as long as the paths in a checkpoint
@@ -59,11 +59,11 @@ def check_workdir(run: Run) -> None:
 
 
 def check_classes(run: Run) -> None:
-    """Check the settings that depend on the number of classes, which must be known (0 for data without labels).
+    """Check the settings that depend on data.num_classes, which must already be known (0 for data without labels).
 
     Raises:
-        ValueError: The settings for k-NN, labels and classes contradict each other. If there are no classes, also
-            if there is no teacher, or if a loss term or a teacher's linear head needs classes.
+        ValueError: the settings for k-NN, labels and classes contradict each other; or there are no classes, but there
+            is no teacher either, or a loss term or a teacher's linear head needs classes.
     """
     data = run.data
     given = [f"data.{name}" for name in ("knn_train", "knn_val") if getattr(data, name)]

@@ -49,7 +49,8 @@ def find_terms(taken: Collection[str]) -> tuple[dict[str, type[Term]], list[str]
     """
     terms: dict[str, type[Term]] = {}
     problems = []
-    # Sorted by name: the order of parameters follows, and it must be equal on every node and at every launch.
+    # Sorted by name, because this order determines the order of the parameters, which must be the same on every node
+    # and at every launch.
     for point in installed("losses"):
         where = described(point)
         if point.name in (*taken, *terms) or not point.name.isidentifier() or iskeyword(point.name):

@@ -42,7 +42,7 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
 
 
 def docstring(setting: Setting) -> str:
-    """Return the string below a field in its class, or in a base class if its own class has none."""
+    """Return a field's docstring: the string below the field in its class, or else in a base class."""
     name = setting.key.rpartition(".")[2]
     fields = [vars(base).get("__pydantic_fields__", {}).get(name) for base in setting.owner.__mro__]
     return next((" ".join(field.description.split()) for field in fields if field and field.description), "")

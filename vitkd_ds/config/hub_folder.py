@@ -15,8 +15,8 @@ PREPROCESSING = ("mean", "std", "input_size", "crop_pct", "interpolation", "num_
 def description_of(file: Path) -> dict[str, Any]:
     """Convert the config.json of an export in the Hub's format to the content of a student.json; {} if it is not ours.
 
-    Only our exports have the number of classes in `model_args` and the class names in `pretrained_cfg`. A folder in
-    the Hub's cache is not our export. timm's own description applies to such a folder.
+    Only our exports have the number of classes in `model_args` and the class names in `pretrained_cfg`. A folder of
+    timm's own weights, as in the Hub's cache, has neither; timm's own description applies to it.
     """
     config = _read(file)
     args, stated = config.get("model_args"), config.get("pretrained_cfg")

@@ -75,9 +75,9 @@ class ViTKDTerm(Term, place="losses.vitkd"):
     beta: Annotated[Number, Ge(0)] = 3e-6
     """Weight of the summand that regenerates the teacher's last block: squared differences summed in the same way."""
     scaled: bool = False
-    """Multiply alpha and beta by 196 x 384 / (student tokens x teacher width). The paper chose their values for sums
-    over 196 tokens of width 384. With scaled=true, the same values fit models of any size. false uses the sums as they
-    are, as in the paper; they grow with the teacher's width."""
+    """Multiply alpha and beta by 196 x 384 / (student tokens x teacher width). The paper's values are for sums over 196
+    tokens of width 384. With scaled=true, these values fit models of any size. With scaled=false, as in the paper, the
+    sums are not scaled, so they grow with the teacher's width."""
     mask_ratio: Annotated[Number, Interval(gt=0, lt=1)] = 0.5
     """Fraction of the tokens after the student's last block that are masked and then regenerated."""
     blocks: Annotated[tuple[int, ...], TWO_BLOCKS] = (0, 1)
@@ -97,7 +97,7 @@ class WTTMTerm(Term, place="losses.wttm"):
     needs = Needs(logits=True)
 
     gamma: Annotated[Number, Gt(0)] = 0.8
-    """Exponent of the teacher's probabilities, equal to 1 / temperature. The paper does not state its value for
+    """Exponent of the teacher's probabilities, equal to 1 / temperature. The paper does not state the value for
     DeiT."""
     weighted: bool = True
     """Weight each image by the teacher's uncertainty, or by its certainty if gamma is above 1. false weights all images
@@ -116,8 +116,8 @@ class DISTTerm(Term, place="losses.dist"):
     gamma: Annotated[Number, Ge(0)] = 1.0
     """Weight of the correlations over the images of a class."""
     scope: Literal["micro_batch", "all_ranks"] = "micro_batch"
-    """Images that the correlation of a class includes. micro_batch: one micro-batch on one rank. all_ranks: one
-    micro-batch on every rank. Accumulated micro-batches are never combined."""
+    """Images over which a class's probabilities are correlated. micro_batch: one micro-batch of one rank. all_ranks:
+    the current micro-batches of all ranks. Accumulated micro-batches are never combined."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ class FeatureTerm(Term, place="losses.feature"):
     scaled to mean 0 and variance 1. phi_s: features are rotated and scaled by one number, so that all channels have the
     same variance. For the last two, see calibration_batches."""
     calibration_batches: Annotated[int, Gt(0)] = 32
-    """Number of micro-batches per rank for computing the transforms standardize and phi_s, before the first
-    update. Checkpoints store the transform."""
+    """Number of micro-batches per rank from which standardize or phi_s is computed before the first update. Checkpoints
+    store the transform."""
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ class Losses(Part, place="losses"):
     """Loss terms, each with a weight (0 is off) and a schedule. The total loss is their weighted sum."""
 
     balance: bool = field(default=False, kw_only=True)
-    """Multiply each term by one more factor, which is learned from the magnitudes of the terms. The factors have a mean
-    of 1. The method is DTO-KD without gradients per term."""
+    """Multiply each term by a further factor, which is learned from the magnitudes of the terms. The factors have a
+    mean of 1. The method is DTO-KD without per-term gradients."""
 
     @property
     def label_smoothing(self) -> float:
@@ -285,7 +285,7 @@ TERMS: dict[str, type[Term]] = {
 }
 """Every term by name, in the order of the log."""
 _OTHERS, BAD_ENTRY_POINTS = entry_points.find_terms({*TERMS, *NAMES_TAKEN})
-"""Terms of other installed packages, and error messages for invalid terms. `check_run` raises them."""
+"""Terms of other installed packages, and error messages for invalid terms. `check_run` raises the first message."""
 TERMS |= _OTHERS
 
 _FIELDS = {"__annotations__": TERMS, "__module__": __name__, "__doc__": Losses.__doc__}

@@ -10,7 +10,7 @@ from typing import Literal
 PREFIX = "val_"
 """Prefix of a metric's name in metrics.jsonl."""
 EVALUATED = "val_num_images"
-"""Key that only the evaluation lines of metrics.jsonl have."""
+"""Key that occurs only in the evaluation lines of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Metric:
     chart: str = ""
     """Chart title in a report."""
     dashed_in: str = ""
-    """Name of another metric. The chart of the other metric also shows this metric, as a dashed curve."""
+    """Name of another metric, whose chart also shows this metric as a dashed curve."""
     tile: str = ""
     """Label of the metric's tile at the top of a report."""
     column: tuple[str, str] | None = None
@@ -38,8 +38,8 @@ class Metric:
     summary: str = ""
     """Key in summary.json."""
     summarized_for: Literal["", "classes", "features"] = ""
-    """Kind of student (with a classifier, or headless) that always has the key in its summary.json; null if there is
-    no value."""
+    """Kind of student whose summary.json always has the key, with null if there is no value. classes: with a
+    classifier. features: headless."""
     decides_for: Literal["", "classes", "features"] = ""
     """Kind of student that uses this metric to select its best checkpoint."""
 
@@ -141,13 +141,13 @@ VAL_METRICS = {
 
 
 def digits_of(name: str) -> int:
-    """Return the number of decimals for printing METRIC or METRIC/TEACHER. It is 2 for an undeclared metric."""
+    """Return the number of decimals for printing a metric (METRIC or METRIC/TEACHER); 2 for an undeclared metric."""
     metric = VAL_METRICS.get(name.partition("/")[0])
     return metric.digits if metric else 2
 
 
 def summary_of(result: dict[str, float], kind: Literal["classes", "features"]) -> dict[str, float | None]:
-    """Return the entries of summary.json for an evaluation of this kind of student. Additional teachers come last."""
+    """Return the entries of summary.json for an evaluation of this kind of student, additional teachers last."""
     summary = {
         metric.summary: result.get(name)
         for name, metric in VAL_METRICS.items()
@@ -161,5 +161,5 @@ def summary_of(result: dict[str, float], kind: Literal["classes", "features"]) -
 
 
 def deciding(kind: Literal["classes", "features"]) -> str:
-    """Return the name of the metric that selects the best checkpoint: "classes" means a student with a classifier."""
+    """Return the name of the metric that selects the best checkpoint of this kind of student."""
     return next(name for name, metric in VAL_METRICS.items() if metric.decides_for == kind)

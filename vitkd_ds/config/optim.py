@@ -22,7 +22,7 @@ class OptimConfig(Part, place="optim"):
     lr: Annotated[Number, Gt(0)] = 1e-3
     """Peak learning rate for a batch of lr_batch_size images. The run uses lr * global_batch_size / lr_batch_size."""
     lr_batch_size: Annotated[int, Gt(0)] = 1024
-    """Number of images per optimizer update that lr is given for."""
+    """Batch size, in images per optimizer update, for which lr is given."""
     min_lr: Annotated[Number, Ge(0)] = 1e-5
     """Learning rate at the last step; not scaled by the batch size."""
     warmup_epochs: Annotated[Number, Ge(0)] = 20

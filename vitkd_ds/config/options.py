@@ -28,7 +28,7 @@ def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
       that the recipe lacks adds that teacher. `teacher.X` is short for `teachers.teacher.X`.
     - `teacher.checkpoint` and `student.init` accept a run folder, a checkpoint or an export. The model and its
       arguments are then taken from there, and the setting becomes the path of the weight file. If the run in workdir
-      was started from an earlier checkpoint of that folder, it keeps that checkpoint.
+      was started from an earlier checkpoint of that folder, the run keeps using that checkpoint.
     - `student.init=select:SOURCE` keeps the student's model.
     - A new `student.model` or `teacher.model` does not inherit the recipe's model_args.
 
@@ -64,9 +64,10 @@ def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
 
 
 def _without_terms_of_a_teacher(run: Run, options: Mapping[str, str]) -> Run:
-    """Switch off the terms that need a teacher. A term stays on if its weight is given as an option.
+    """Switch off the terms that need a teacher, except terms whose weight is given as an option.
 
-    Such a term is an error. With --teacher none, this function raises ValueError; otherwise `check_run` does so later.
+    A weight above 0 in such an option is an error. With --teacher none, this function raises ValueError; otherwise
+    `check_run` does so later.
     """
     for name in terms_of_a_teacher(run.losses):
         term, option = getattr(run.losses, name), f"losses.{name}.weight"
@@ -90,10 +91,10 @@ def _without_old_args(run: Run, recipe: Run, role: str, options: Mapping[str, st
 
 
 def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Run:
-    """Set a role's weights to the file in the given folder, and its model to that in the file's .json.
+    """Set a role's weights to the file in the given folder, and its model to the one described in the file's .json.
 
-    Raise ValueError if an option names another model. If an option sets `model_args`, it replaces the value in the
-    .json file, because a model may need other arguments now than when it was stored.
+    Raise ValueError if an option names another model. If an option sets `model_args`, the option overrides the .json
+    file, because a model may need other arguments now than when it was stored.
     """
     config = run.models[role]
     key, words = WEIGHTS[type(config)]
@@ -126,9 +127,10 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
 
 
 def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
-    """Keep the weights that the run in workdir was started with, if the option `given` names the run they are from.
+    """Keep the weights that the run in workdir was started with, if they come from the run that the option names.
 
-    That run may have a newer checkpoint by now. Switching to it would change a run that has already started.
+    The named run may have a newer checkpoint by now. Switching to it would change the run in workdir, which has already
+    started. `given` is the value of the option.
     """
     config = run.models[role]
     key, words = WEIGHTS[type(config)]

@@ -1,4 +1,4 @@
-"""Set fields of a frozen run from text, and rebuild settings from JSON. Pydantic converts and checks both.
+"""Set fields of a frozen run from text, and rebuild settings from JSON. Pydantic converts and checks the values.
 
 An unknown name is rejected before anything else happens, with the nearest valid name in the message.
 """
@@ -32,7 +32,8 @@ class Setting(NamedTuple):
     """Class that declares the field."""
     field: FieldInfo
     value: Any
-    """Value in the run. If the run lacks the group, the default of the field, or PydanticUndefined if it has none."""
+    """Value in the run. If the run lacks the group, the default of the field, or PydanticUndefined without a
+    default."""
     is_in_run: bool
     """Whether the run contains the group of this setting."""
 
@@ -40,8 +41,8 @@ class Setting(NamedTuple):
 def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
     """Return a hint for an unknown name: the nearest valid names, each after `prefix`.
 
-    If no name is near, the hint lists all valid names. If there are more than MANY, it only says that none of
-    them is similar.
+    If no name is near, the hint lists all valid names. If there are more than MANY valid names, the hint says only that
+    none of them is similar.
     """
     valid = sorted(set(valid))
     close = [key for key in valid if key.endswith(f".{name}")]  # "lr" suggests "optim.lr"
@@ -65,9 +66,9 @@ def nearest_option(name: str, valid: Iterable[str], prefix: str = "--") -> str:
 def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:
     """Yield every setting of the settings class `cls`, including the settings of nested classes.
 
-    Values are taken from the instance `part`, or are the defaults of the class if `part` is None. For a dict of
-    instances, yield the settings of each one; for an empty dict, yield the settings of one with the placeholder name
-    NAME.
+    Values are taken from the instance `part`, or are the defaults of the class if `part` is None. For a field with a
+    dict of instances, yield the settings of each instance. If the dict is empty, yield the defaults under the
+    placeholder name NAME.
     """
     for name, field in cls.__pydantic_fields__.items():
         value = field.get_default(call_default_factory=True) if part is None else getattr(part, name)

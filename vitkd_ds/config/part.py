@@ -45,7 +45,7 @@ Number = Annotated[float, WrapValidator(_number)]
 
 
 class Checked(type):
-    """Metaclass of classes that raise ValueError with the message of `explain`, not pydantic's ValidationError."""
+    """Metaclass of classes that raise ValueError with `explain`'s message instead of pydantic's ValidationError."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Create an instance. Values are not converted, so they must already have the declared types."""

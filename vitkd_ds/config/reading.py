@@ -28,10 +28,10 @@ class Unreadable(OSError):
 
 
 def patiently(read: Callable[..., T]) -> Callable[..., T]:
-    """Decorator that retries a function after an OSError. Its first argument is the path of the file that it reads.
+    """Decorator that retries a function after an OSError. The function's first argument is the path to read.
 
     The decorated function raises:
-        OSError: the path is wrong, for example of a missing file or a folder; raised without a retry.
+        OSError: the path is wrong, for example because the file is missing or is a folder; raised without a retry.
         Unreadable: every attempt failed.
     """
 
@@ -56,7 +56,7 @@ def patiently(read: Callable[..., T]) -> Callable[..., T]:
 
 
 def raise_if_of_the_disk(error: BaseException, what: str) -> None:
-    """Raise Unreadable if `error`, which was raised while `what` was read, is a failure of the disk."""
+    """Raise Unreadable if `error`, which was raised while reading `what`, is a disk failure."""
     if isinstance(error, OSError) and error.errno in OF_THE_DISK:
         raise Unreadable(f"{what} cannot be read: {error}. Check the disk, then rerun the same command.") from error
 

@@ -33,7 +33,7 @@ NAMES_OF_TRACKERS = Rule(
 
 
 def _mode(value: Any) -> Any:
-    """Convert a true or false value of `compile`, as in an earlier version, to a mode of torch.compile."""
+    """Convert true or false, which earlier versions used for `compile`, to a mode of torch.compile."""
     if str(value).lower() in ("true", "1", "yes", "on"):
         return "default"
     return "off" if str(value).lower() in ("false", "0", "no") else value
@@ -48,9 +48,10 @@ class StudentConfig(Part, place="student"):
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """Additional arguments of timm.create_model, such as {"embed_dim": 64}. The exported student stores them."""
     init: str = ""
-    """Initial weights: the path of a file, or of a run folder, checkpoint or exported student, which also sets the
-    model. hub: timm's pretrained weights. "": random weights. A classifier for other classes is replaced by a random
-    one. select:SOURCE: weights selected from a larger model, which is a teacher of the run, hub:NAME, or a path."""
+    """Initial weights: the path of a weight file, or of a run folder, checkpoint or exported student (these also set
+    the model). hub: timm's pretrained weights. "": random weights. select:SOURCE: weights selected from a larger model,
+    where SOURCE is a teacher of the run, hub:NAME, or a path. A classifier for other classes is replaced by a random
+    one."""
     select_heads: Literal["whole", "even"] = "whole"
     """For init=select:SOURCE: select whole attention heads, or evenly spaced channels of all heads."""
     select_blocks: Literal["first", "even"] = "first"
@@ -58,8 +59,8 @@ class StudentConfig(Part, place="student"):
     allow_other_resolution: bool = False
     """Accept weights trained at another resolution than data.image_size, and interpolate their position embedding."""
     drop_path_rate: Annotated[Number, Interval(ge=0, lt=1)] = 0.0
-    """Stochastic depth: probability that an image skips the last block. For earlier blocks, the probability falls
-    linearly, to 0 at the first block; 0 is off."""
+    """Stochastic depth: probability that an image skips the last block; 0 is off. The probability grows linearly with
+    depth, from 0 at the first block."""
     checkpoint_activations: bool = False
     """Keep only each block's input for backward, and recompute the rest. This takes less memory and more time."""
 
@@ -74,9 +75,9 @@ class TeacherConfig(Part, place="teacher"):
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """Additional arguments of timm.create_model, such as {"embed_dim": 128}."""
     checkpoint: Annotated[str, Rule(bool, "a file, a folder, hub, demo or random")] = "hub"
-    """Weights: the path of a file, or of a run folder, checkpoint or exported student, which also sets the model. hub:
-    timm's pretrained weights. demo: the teacher inside the package. random: random weights, which need --debug;
-    summary.json records them."""
+    """Weights: the path of a weight file, or of a run folder, checkpoint or exported student (these also set the
+    model). hub: timm's pretrained weights. demo: the teacher inside the package. random: random weights, for --debug
+    runs only; summary.json records their use."""
     head: str = ""
     """File with a linear probe, which computes class logits from the features of the teacher. The file contains a
     weight and possibly a bias. The probe's input is the class token, or the class token followed by the mean patch
@@ -142,9 +143,9 @@ class DataConfig(Part, place="data"):
     indices: str = ""
     """Text file with the indices (one per line, from 0) of the training images to use; "" uses all images."""
     knn_train: str = ""
-    """Labelled images among which k-NN evaluation finds neighbours, for a run without labels: a .beton file, or demo;
-    "" means no k-NN. Each evaluation computes the features of all these images. Each rank needs memory for twice these
-    features in fp32, plus 1 KiB per image."""
+    """Labelled images in which k-NN evaluation searches for neighbours, for a run without labels: a .beton file, or
+    demo; "" means no k-NN. Each evaluation computes the features of all these images. Each rank needs twice the memory
+    of these features in fp32, plus 1 KiB per image."""
     knn_val: str = ""
     """Labelled images that k-NN evaluation classifies. They have the classes of data.knn_train."""
     on_bad: Literal["stop", "skip"] = "stop"
@@ -167,7 +168,7 @@ class AugmentConfig(Part, place="augment"):
     rand_augment: str = ""
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "" is off."""
     three_augment: bool = False
-    """3-Augment of DeiT III: each image is made grey, solarized or blurred, chosen at random."""
+    """3-Augment of DeiT III: each image is made grey, solarized or blurred, with equal probabilities."""
     color_jitter: Annotated[Number, Interval(ge=0, lt=1)] = 0.0
     """Maximum relative change of brightness, contrast and saturation. Each is multiplied by a factor between
     1 - color_jitter and 1 + color_jitter; 0 is off."""

@@ -72,8 +72,8 @@ def _read_if_there(read: Callable[[Path], T], path: Path) -> T | None:
 def newest(folder: Path) -> str:
     """Return the name of the checkpoint to resume from, or "" if there is none.
 
-    This is the checkpoint that `latest` names or, if it is missing, the next older one. If there is neither, this is
-    the newest checkpoint.
+    This is the checkpoint that `latest` names, or the next older one if that checkpoint is missing. If there is
+    neither, it is the newest checkpoint.
     """
     latest, every = pointer(folder, "latest"), tags(folder)
     return next((tag for tag in every if tag <= latest), next(iter(every), ""))
@@ -118,7 +118,7 @@ def read_description(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
-    """Return `use(folder)` for the student's folder from `find`; retry if a running job deletes the folder meanwhile.
+    """Return `use(folder)` for the folder that `find` returns; retry if a running job deletes the folder meanwhile.
 
     Raises the errors of `find` and `use`.
     """
@@ -134,7 +134,8 @@ def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
 
 
 def run_beside(folder: Path) -> Path | None:
-    """Return the folder with the config.json of the run that contains a student's folder; None for an export."""
+    """Find the run that a student's folder belongs to; return the folder with its config.json, or None for an
+    export."""
     places = (folder, folder.parent.parent) if (folder / STUDENT).is_file() else ()  # not the hub's config.json
     return next((place for place in places if (place / CONFIG).is_file()), None)
 

@@ -1,7 +1,7 @@
 """Names of a run's teachers, in options and in files.
 
-A recipe's teacher has the default name "teacher". `--teacher.X` is short for `--teachers.teacher.X`. A run with a
-single teacher of the default name is stored and shown as in earlier versions, which had one teacher. No other module
+A recipe's teacher has the default name "teacher". `--teacher.X` is short for `--teachers.teacher.X`. A run whose only
+teacher has the default name is stored and shown as in earlier versions, which allowed only one teacher. No other module
 depends on the default name.
 """
 
@@ -45,15 +45,15 @@ def of_any(key: str) -> str:
 
 
 def by_name(value: Any) -> dict[str, Any]:
-    """Return a dict from teacher name to value. A value that is not a dict is taken as the default teacher's."""
+    """Return a dict from teacher name to value. A value that is not a dict belongs to the default teacher."""
     return value if isinstance(value, dict) else {USUAL: value}
 
 
 def stored(values: Mapping[str, T]) -> dict[str, Any]:
     """Return values by teacher name in the form that files store.
 
-    The form is {"teacher": value} for the default teacher only, {"teacher": None} for no teacher, and otherwise
-    {"teachers": {name: value}}.
+    The form is {"teacher": value} if there is only the default teacher, {"teacher": None} if there is no teacher, and
+    otherwise {"teachers": {name: value}}.
     """
     return {USUAL: values.get(USUAL)} if values.keys() <= {USUAL} else {MANY: dict(values)}
 
@@ -64,7 +64,7 @@ def places_in_file(names: Collection[str]) -> list[str]:
 
 
 def read(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the content of a file, which `stored` wrote, to a dict from teacher name to value."""
+    """Convert file content in the form of `stored` back to a dict from teacher name to value."""
     usual = content.get(USUAL)
     return dict(content.get(MANY) or {}) if usual is None else {USUAL: usual}
 

@@ -44,7 +44,8 @@ class Needs:
         return replace(self, labels=False) != Needs()
 
     def blocks(self, *roles: str) -> bool:
-        """Return whether the loss needs outputs or attention of blocks, of either model or of the models in `roles`."""
+        """Return whether the loss needs block outputs or attention maps of a model in `roles` (default: of any
+        model)."""
         chosen = {
             "student": self.student_blocks + self.student_attention,
             "teacher": self.teacher_blocks + self.teacher_attention,
@@ -81,7 +82,7 @@ class Term(Part, place="losses"):
     cost = None
     """The term's `MeasuredCost`; None if the cost was not measured."""
     lowered_by = {}
-    """Name of a value that the term logs -> setting that scales this value, where this is not `weight`."""
+    """Name of a value that the term logs -> setting that scales this value, if that is not `weight`."""
     is_watched = False
     """Whether evaluations without labels also compute the `metrics` of the term's `LossPart`."""
 
