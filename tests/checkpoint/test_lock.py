@@ -179,7 +179,7 @@ def test_a_lock_changed_by_others_is_rewritten_and_a_second_job_is_rejected(tmp_
         look()
         with pytest.raises(ValueError, match="is in use by"):
             RunLock(tmp_path).acquire()
-        assert "which was deleted or damaged while this job holds it" in caplog.text
+        assert "which was deleted or damaged while this job held it" in caplog.text
         caplog.clear()
     lock.release()
     assert not any(tmp_path.iterdir())

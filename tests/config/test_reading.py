@@ -134,7 +134,7 @@ def test_reads_of_images_and_tables_are_retried_and_a_lost_disk_is_not_damage(tm
     path = write_beton(tmp_path, 8)
     said = run_on_a_failing_disk(tmp_path, IMAGES, path).splitlines()
     assert said[:6] == ["opened 8 0", "opened 8 0", "unreadable 0"] * 2
-    failed = "the disk failed to read images 0, 1, 2, 3 of 'x', also after 2 retries. Check the disk, then"
+    failed = "the disk failed to read images 0, 1, 2, 3 of 'x', even after 2 retries. Check the disk, then"
     assert said[6:] == [
         line for backend in ("ffcv", "torchvision")
         for line in (f"{backend} True", f"{backend} {failed} rerun the same command to resume.")

@@ -37,7 +37,7 @@ from vitkd_ds.train.parts import build_models, build_parts, check_teacher_classe
 ])  # fmt: skip
 def test_missing_or_extra_classes_or_the_first_difference_are_named(found, message):
     check_classes(("cat", "dog"), ("cat", "dog"), source="t.json")
-    with pytest.raises(ValueError, match=f"t.json differs from the classes of data.train.*{message}"):
+    with pytest.raises(ValueError, match=f"t.json does not match the classes of data.train.*{message}"):
         check_classes(("cat", "dog"), found, source="t.json")
 
 
@@ -75,7 +75,7 @@ def test_validation_uses_trainings_class_numbers_and_a_teacher_must_match_their_
     )
     features = replace(run.losses, vitkd=replace(run.losses.vitkd, weight=1))
     assert not check_teacher_classes(replace(run, losses=features), "teacher", loader.classes), "no logits are compared"
-    with pytest.raises(ValueError, match="t.json differs from the classes of data.train"):
+    with pytest.raises(ValueError, match="t.json does not match the classes of data.train"):
         check_teacher_classes(
             replace(run, losses=replace(features, nkd=replace(features.nkd, weight=1))), "teacher", loader.classes
         )
@@ -224,7 +224,7 @@ def test_a_teacher_with_other_classes_on_one_rank_is_rejected_on_all(demo_cache,
 
     def on_rank(rank):
         other = {"teacher": {"checkpoint": str(tmp_path / "teacher.safetensors")}}
-        with pytest.raises(ValueError, match="differs from the classes of data.train") as raised:
+        with pytest.raises(ValueError, match="does not match the classes of data.train") as raised:
             parts.build_parts(demo_with(**other if rank else {}), torch.device("cpu"))
         return type(raised.value)
 

@@ -70,9 +70,9 @@ def check_begun(run: Run) -> None:
 
 
 def check_settings(run: Run, config: Path | None) -> Run | None:
-    """Check that a run may use its folder, and that its settings equal those of its previous launch.
+    """Check that a run may use its folder, and that its settings equal the settings in `config`.
 
-    Return the settings of the previous launch, or None if there was none. Nothing is written.
+    Return the settings in `config`, or None if there is no such file. Nothing is written.
 
     Args:
         run: settings of this launch. With `extend`, epochs and max_steps may differ.

@@ -186,7 +186,7 @@ class RunLock:
                 write_text(self.path, json.dumps(self.me))
             else:
                 _create(self.path, self.me)
-            logger.warning("restored %s, which was deleted or damaged while this job holds it", self.path)
+            logger.warning("restored %s, which was deleted or damaged while this job held it", self.path)
         found = _read(self.path)
         return {} if found is UNKNOWN else found
 

@@ -32,8 +32,7 @@ class Setting(NamedTuple):
     """Class that declares the field."""
     field: FieldInfo
     value: Any
-    """Value in the run. If the run lacks the group, the default of the field, or PydanticUndefined without a
-    default."""
+    """Value in the run. If the run lacks the group, the field's default (PydanticUndefined if there is none)."""
     is_in_run: bool
     """Whether the run contains the group of this setting."""
 

@@ -134,8 +134,7 @@ def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
 
 
 def run_beside(folder: Path) -> Path | None:
-    """Find the run that a student's folder belongs to; return the folder with its config.json, or None for an
-    export."""
+    """Return the folder (with config.json) of the run that contains a student's folder; None for an export."""
     places = (folder, folder.parent.parent) if (folder / STUDENT).is_file() else ()  # not the hub's config.json
     return next((place for place in places if (place / CONFIG).is_file()), None)
 

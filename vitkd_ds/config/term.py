@@ -44,8 +44,7 @@ class Needs:
         return replace(self, labels=False) != Needs()
 
     def blocks(self, *roles: str) -> bool:
-        """Return whether the loss needs block outputs or attention maps of a model in `roles` (default: of any
-        model)."""
+        """Return whether the loss needs block outputs or attention maps of the given roles (default: either model)."""
         chosen = {
             "student": self.student_blocks + self.student_attention,
             "teacher": self.teacher_blocks + self.teacher_attention,

@@ -28,8 +28,8 @@ def handle_bad_images(
 ) -> int:
     """Handle the images of a micro-batch that could not be decoded (status other than 0); return their number.
 
-    Images that the disk failed to deliver are first read again, a few times. If one is then decoded, it is not counted.
-    The arrays are modified in place.
+    Images that the disk failed to deliver are first read again, a few times. An image that can then be decoded is not
+    counted. The arrays are modified in place.
 
     Args:
         images: file or folder that contains the images of `samples`.
@@ -78,7 +78,7 @@ def _read_again(images: Images, samples: np.ndarray, images_BHWC: np.ndarray, st
         indices = ", ".join(map(str, samples["index"][unread].tolist()))
         if wait_s is None:
             raise reading.Unreadable(
-                f"the disk failed to read images {indices} of {images.path!r}, also after {len(reading.WAITS_S)} "
+                f"the disk failed to read images {indices} of {images.path!r}, even after {len(reading.WAITS_S)} "
                 "retries. Check the disk, then rerun the same command to resume."
             )
         logger.warning("cannot read images %s of %r, retrying in %g s", indices, images.path, wait_s)
@@ -93,7 +93,7 @@ def _class_of(images: Images, index: int) -> str:
 def _next_image(images: Images, sample: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the pixels and the label of the next image in the file that can be decoded.
 
-    The next image keeps its own crop and flip of this epoch.
+    That image is cropped and flipped as drawn for it in this epoch.
     """
     other = sample.copy()
     place = int(np.searchsorted(images.chosen, sample["index"][0]))

@@ -1,4 +1,4 @@
-"""Check data.train and data.val before opening them, and count classes; without torch."""
+"""Check data.train and data.val before opening them, and count classes. Imports no torch."""
 
 import os
 import shlex
@@ -23,7 +23,7 @@ def packed_path(folder: Path) -> Path:
 
 
 def check_is_packed(key: str, path: str) -> None:
-    """Raise ValueError if the user must pack `path` before the FFCV backend can read it, as for tars.
+    """Raise ValueError if the user must pack `path`, such as a tar, before the FFCV backend can read it.
 
     A folder with a folder per class passes, because `train` packs it automatically.
 
@@ -61,8 +61,8 @@ def count_classes(data: DataConfig) -> int:
     """Return the number of classes of data.train, or 0 if labels are ignored.
 
     If data.classes is set, the classes listed in that file are counted. Otherwise, data.train must be a .beton, "demo"
-    or a folder with a folder per class. If the FFCV backend has already packed such a folder, the classes of the .beton
-    are counted, because it may have been packed with a list of classes.
+    or a folder with a folder per class. If such a folder has already been packed for the FFCV backend, the classes of
+    its .beton are counted, because packing may have used a list of classes.
 
     Raises:
         ValueError: the file or folder is invalid, does not list its classes, or has only one class.

@@ -13,7 +13,7 @@ import numpy as np
 from vitkd_ds.data.draws import CROP_DRAWS, sample_keys, uniform
 
 BILINEAR, BICUBIC = 0, 1
-"""Values of the field `filter` of a crop: Pillow's filters of these names, which antialias when they shrink."""
+"""Values of the field `filter` of a crop: Pillow's filters of these names, which antialias when shrinking an image."""
 FILTERS = {"bilinear": (BILINEAR,), "bicubic": (BICUBIC,), "random": (BILINEAR, BICUBIC)}
 """Maps data.interpolation to filters. One of them is chosen for each image."""
 

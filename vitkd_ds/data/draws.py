@@ -12,7 +12,7 @@ import numpy as np
 IMAGE_STREAM = 2
 """Last number of the key (seed, epoch, IMAGE_STREAM); other uses of (seed, epoch) have another last number."""
 CROP_DRAWS, AUGMENT_DRAWS = 0, 1 << 10
-"""Index n of the first random number for an image's crop, flip and filter, and of the first for its augmentation."""
+"""Index n of an image's first random number for crop, flip and filter, and of its first one for augmentation."""
 
 
 def keyed_rng(*key: int) -> np.random.Generator:

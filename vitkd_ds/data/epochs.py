@@ -38,8 +38,8 @@ class Loader:
         num_skipped: number of images of this rank that were skipped so far, because they could not be decoded.
         fingerprint: see `vitkd_ds.data.images.Images.fingerprint`.
         content: see `vitkd_ds.data.images.Images.content`.
-        indices_B: numbers of the images in the last micro-batch, as counted in the file, int64. If an image was
-            replaced because it could not be decoded, its own number is listed, not the substitute's number.
+        indices_B: number in the file of each image in the last micro-batch, int64. If an image was replaced because it
+            could not be decoded, its own number is listed, not the substitute's number.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Loader:
     def close(self) -> None:
         """Stop all iterators and close the file; a second call does nothing.
 
-        Iterators that were running then end without an error. Starting a new one raises ValueError.
+        Iterators that are still running end without an error. Starting a new one raises ValueError.
         """
         self._is_closed = True
         try:
@@ -164,7 +164,7 @@ class Loader:
             )
 
     def _set_state(self, epoch: int, images: int) -> None:
-        """Record how many images of an epoch all ranks have done; its end is recorded as the start of the next."""
+        """Record how many images of an epoch all ranks have taken. The end of an epoch is the start of the next one."""
         whole_epochs, images = divmod(images, self._num_rows)
         self._state = {"epoch": epoch + whole_epochs, "images": images}
 
@@ -223,7 +223,7 @@ class Loader:
         return samples
 
     def train_numbers(self, epoch: int, step: int) -> list[np.ndarray]:
-        """Return the numbers of a training step's images, as counted in the file: one int64 array per rank, in order.
+        """Return the numbers in the file of a training step's images: one int64 array per rank, in order.
 
         If an image cannot be decoded, its own number is listed, not its substitute's number.
         """
@@ -232,7 +232,7 @@ class Loader:
         return [share["index"].astype(np.int64) for share in shares]
 
     def val_numbers(self) -> np.ndarray:
-        """Return the numbers of the validation images of all ranks, as counted in the file, in order: int64.
+        """Return the numbers in the file of all ranks' validation images, in order: int64.
 
         If data.max_val_images limits their number, they are spread evenly over the file. Files are sorted by class, so
         the first images would have only a few classes.

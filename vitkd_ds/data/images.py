@@ -28,7 +28,7 @@ MOST_LISTED = 5
 
 
 class Images(Protocol):
-    """Opened file or folder of images; each of the two backends implements it."""
+    """Interface of an opened file or folder of images, implemented by both backends."""
 
     path: str
     classes: tuple[str, ...]
@@ -38,13 +38,13 @@ class Images(Protocol):
     chosen: np.ndarray
     """Numbers of the images that the split uses, ascending, int64; see `vitkd_ds.data.subset`."""
     skippable: frozenset[int]
-    """Statuses that mean a faulty image, not a fault of the disk or the caller. Only these images may be skipped."""
+    """Statuses that mean a faulty image, not a fault of the disk or the caller. Only such images may be skipped."""
     unread: frozenset[int]
-    """Statuses that mean a fault of the disk. These images are read again."""
+    """Statuses that mean a fault of the disk. Images with these statuses are read again."""
     fingerprint: int
     """Hash of the list of images: their order, labels and positions, and which of them the split uses."""
     content: int
-    """Hash of the images' bytes for a .beton, which stores their checksums, else of their names, sizes and labels."""
+    """Hash of the images: for a .beton, of their stored checksums; otherwise, of their names, sizes and labels."""
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield micro-batches of decoded, cropped and augmented samples, in order.
@@ -96,7 +96,7 @@ def open_images(
     is_quasi_random = split == "train" and data.order == "quasi_random"
     if path == "demo":
         path = demo_beton(split)
-    # Import a backend only when it is used, so that it does not need the other's packages.
+    # Import only the backend in use, so that the packages of the other backend are not needed.
     if data.backend == "torchvision":
         from vitkd_ds.data.torchvision import TorchvisionImages
 
@@ -195,7 +195,7 @@ def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: 
         if name != other and not differences:
             differences = [f"has {other!r} as class {i}, where data.train has {name!r}"]
     raise ValueError(
-        f"{source} differs from the classes of data.train: it {' and '.join(differences)}. Pack the images with "
+        f"{source} does not match the classes of data.train: it {' and '.join(differences)}. Pack the images with "
         "--classes in the teacher's order, or use another teacher."
     )
 

@@ -1,6 +1,6 @@
 """Collect the error messages of libtiff.
 
-Otherwise, libtiff would print them to stderr, where they would refer to a file "tempfile.tif".
+By default, libtiff prints these messages to stderr, where they refer to a file "tempfile.tif".
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """Normalise images for custom training loops.
 
-The training loop of this package does not use it. It normalises the images for each model separately.
+This package's own training loop does not use this module, because it normalises images for each model separately.
 """
 
 from collections.abc import Callable

@@ -35,8 +35,7 @@ def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
 def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1) -> np.ndarray:
     """Return the samples of an epoch, for all ranks together, in random order.
 
-    Each pair (index, repeat) appears at most once. Images that do not fill a whole global batch at the end are left
-    out.
+    Each pair (index, repeat) appears at most once. Images left over after the last whole global batch are not used.
 
     If `repeats` is above 1 (DeiT's repeated augmentation), the epoch keeps its length but has fewer images, and each of
     them appears `repeats` times. All copies of an image are in the same global batch, as far apart as possible. If
@@ -90,8 +89,8 @@ def quasi_random_order(
     """Return an order for files larger than memory: shuffle whole pages, and images only among nearby pages.
 
     The pages of the file, in random order, are divided equally into lanes. A lane is read in windows of several pages,
-    and images are shuffled only within a window. The current windows of all lanes together have `WINDOW_BYTES`. Every
-    global batch takes the same number of images from each lane. The order is the same for any number of ranks.
+    and images are shuffled only within a window. The current windows of all lanes have a total size of `WINDOW_BYTES`.
+    Every global batch takes the same number of images from each lane. The order is the same for any number of ranks.
 
     The images of a global batch are sorted by lane. A rank therefore reads only the pages of its lanes, unless a
     micro-batch ends inside a lane. The number of lanes is the greatest common divisor of `MAX_LANES` and the global
@@ -168,9 +167,9 @@ def val_share(num_images: int, *, rank: int, world_size: int) -> tuple[np.ndarra
     """Return which validation images a rank evaluates. Each image is on one rank; all ranks have equally many rows.
 
     Returns:
-        The indices of the images, int64 [ceil(num_images / world_size)], and a bool array of the same length. It is
-        False for a row that only pads the shard. Such a row repeats image 0 and must not be counted. A rank has at most
-        one of them.
+        The indices of the images, int64 [ceil(num_images / world_size)], and a bool array of the same length. The array
+        is False for a row that only pads the shard. Such a row repeats image 0 and must not be counted. A rank has at
+        most one such row.
     """
     check_rank(rank, world_size)
     if num_images < 1:

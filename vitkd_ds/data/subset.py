@@ -16,7 +16,7 @@ from vitkd_ds.data.sources.class_list import read_classes
 logger = logging.getLogger(__name__)
 
 FRACTION_STREAM = 7
-"""Random key of a fixed order of all images. data.fraction uses the first images of each class in this order."""
+"""Random key of the fixed order of all images from which data.fraction takes the first images of each class."""
 UNUSED_LABEL = -1
 """Label of images whose class is not listed in data.classes."""
 
@@ -84,7 +84,7 @@ def part_fingerprint(fingerprint: int, data: DataConfig, chosen: np.ndarray, num
 
 
 def _part_of_each_class(chosen: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Return the numbers of a fraction of each class's images, the first ones in a fixed random order."""
+    """Return the numbers of a fraction of each class's images: the first ones in a fixed random order."""
     order = keyed_rng(FRACTION_STREAM).permutation(len(chosen))
     order = order[np.argsort(labels[order], kind="stable")]
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)

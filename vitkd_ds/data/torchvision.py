@@ -1,9 +1,9 @@
 """Backend with Pillow, torchvision and DataLoader; needs neither FFCV nor the decoder.
 
-For a .beton, order, crops, flips, augmentation and pixels are the same as in the FFCV backend. This backend also
-reads every source that `vitkd-ds pack` can pack without options, without packing it. The images of such a source have
-the numbers that `pack` gives them without --shuffle and --skip_bad. Their crops are drawn for the original sizes, even
-if `pack` would scale the images.
+For a .beton, order, crops, flips, augmentation and pixels are the same as in the FFCV backend. This backend also reads
+unpacked sources: every source that `vitkd-ds pack` can pack without options. The images of such a source have the
+numbers that `pack` gives them without --shuffle and --skip_bad. Their crops are drawn for the original sizes, even if
+`pack` would scale the images.
 
 Pillow ignores damage inside a JPEG. If the compiled decoder was built, it therefore checks the JPEGs of such a source.
 A .beton needs no such check: it was checked when it was packed, and stores a CRC32 of each image.
@@ -43,12 +43,12 @@ DECODED, NOT_DECODED, NOT_READ = range(3)
 class TorchvisionImages:
     """Images of a .beton or another source, read with Pillow; implements `vitkd_ds.data.images.Images`.
 
-    The pixels are the same as in the FFCV backend, bit for bit, if Pillow's libjpeg-turbo decodes as the system's one
-    does.
+    The pixels are the same as in the FFCV backend, bit for bit, if Pillow's libjpeg-turbo and the system's
+    libjpeg-turbo decode alike.
 
     Args:
         num_workers: number of decoding processes; they are started for each pass over the images.
-        source: source that is already open. It is used instead of opening `path`.
+        source: already opened source to use instead of opening `path`.
     """
 
     skippable = frozenset({NOT_DECODED})
@@ -108,7 +108,7 @@ class TorchvisionImages:
         return torch.stack(images).numpy(), np.array(status)
 
     def is_there(self, index: int) -> bool:
-        """Read an image again; return False if further attempts cannot succeed, for example if its file is gone."""
+        """Read an image again; return False if further attempts cannot succeed, for example for a missing file."""
         try:
             self._source.read(index)
         except OSError as error:
@@ -134,8 +134,8 @@ class TorchvisionImages:
 def _deaths_show_when_waiting() -> Iterator[None]:
     """Remove the SIGCHLD handler that torch installs within the `with` block.
 
-    If a decoding process is killed, this handler raises an error at any place in the main thread. Without it, the death
-    is noticed within 5 s while waiting for the next micro-batch, and the error can name the images.
+    If a decoding process is killed, this handler raises an error at an arbitrary point in the main thread. Without it,
+    the death is noticed within 5 s while waiting for the next micro-batch, and the error can name the images.
     """
     before = signal.getsignal(signal.SIGCHLD)
     yield

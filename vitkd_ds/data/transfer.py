@@ -1,4 +1,4 @@
-"""Fast copies of arrays to tensors: to a GPU, or on the CPU."""
+"""Fast copies of arrays to tensors on a GPU or the CPU."""
 
 import weakref
 from collections import deque
@@ -12,7 +12,7 @@ MAX_FREE = 2
 
 
 def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Copy a small array to the device without waiting for queued work. Return a tensor as it is.
+    """Copy a small array to the device without waiting for queued work. A tensor is returned unchanged.
 
     For a GPU, the array is first copied to pinned memory. A copy from pageable memory would wait for all queued GPU
     work.
@@ -28,8 +28,8 @@ class CopyStream:
 
     Mixing and normalising stay on the main stream. The host runs ahead of the GPU, so their few kernels are queued in
     time. On a second stream, these kernels would compete for memory bandwidth with the gathering of a sharded teacher.
-    It would also save little time: for 256 images of 224 px, they read and write 0.3 GB, which by calculation takes 0.1
-    ms on an H100, while a training step of the smallest pair takes about 30 ms.
+    A second stream would also save little time: for 256 images of 224 px, the kernels read and write 0.3 GB, which by
+    calculation takes 0.1 ms on an H100, while a training step of the smallest pair takes about 30 ms.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,7 +73,7 @@ class RecycledMemory:
 
     def _take(self, values: np.ndarray) -> np.ndarray:
         """Return the most recently used free array of this shape and dtype, or a new one."""
-        for _ in range(len(self._free)):  # no iterator: other threads may append while they drop tensors
+        for _ in range(len(self._free)):  # not an iterator, because other threads may append when they drop tensors
             array = self._free.pop()
             if array.shape == values.shape and array.dtype == values.dtype:
                 return array

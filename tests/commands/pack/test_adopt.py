@@ -112,7 +112,7 @@ def test_the_side_file_records_the_known_facts(stock, vitkd_ds):
 @pytest.mark.parametrize(
     "names, message",
     [
-        ("a\n", r"labels in \[0, 1\), but that of image 45 is 1"),
+        ("a\n", r"labels in \[0, 1\), but image 45 has label 1"),
         ("a\na\n", "lists class 'a' 2 times"),
         (None, "needs --classes"),
     ],

@@ -231,7 +231,7 @@ def test_a_class_list_gives_folders_their_labels_and_may_name_classes_without_im
     again = open_source(src, classes=str(packed.path))
     assert again.classes == source.classes and again.labels.tolist() == [0, 3, 4]
     for text, message in (
-        ("dog\nants\neel", r"3 classes, but not that of folder '.*val/ant' \(did you mean ants.\) and 1 more"),
+        ("dog\nants\neel", r"3 classes, but not the class of folder '.*val/ant' \(did you mean ants.\) and 1 more"),
         ("dog\neel\ncat\nant\ndog", "lists class 'dog' 2 times"),
         ("\n \n", "has no classes. Pass --classes"),
     ):

@@ -41,7 +41,7 @@ class Plan:
     """RGB colour of the pixels that a rotation, shear or translation leaves uncovered."""
 
     def as_struct(self) -> _Plan:
-        """Return a C struct with pointers to these arrays; it is valid as long as this object exists."""
+        """Return a C struct with pointers to the plan's arrays; the struct is valid as long as this object exists."""
         places = (array.ctypes.data for array in (self.operations, self.rectangles, self.levels))
         operations, rectangles, levels = places
         fill = (ctypes.c_uint8 * 8)(*self.fill)
@@ -66,7 +66,7 @@ class Augmenter:
 
     @staticmethod
     def has_work(config: AugmentConfig) -> bool:
-        """Return whether the settings enable any augmentation of this class."""
+        """Return whether the settings enable any augmentation that this class performs."""
         return bool(config.rand_augment or config.three_augment or config.color_jitter or config.random_erasing)
 
     def plan(self, samples: np.ndarray, *, height: int, width: int) -> Plan:

@@ -63,8 +63,8 @@ def box_weights(radii_N: np.ndarray) -> np.ndarray:
     Gaussian convolution by extended box filtering"). The computation is in float32, as in Pillow.
 
     Args:
-        radii_N: standard deviations of the Gaussian in pixels, from 0 to 2. With more, a box would reach beyond two
-            pixels.
+        radii_N: standard deviations of the Gaussian in pixels, from 0 to 2. With a larger one, a box would reach beyond
+            two pixels.
 
     Returns:
         Weights of the centre pixel, of the pixels next to it, and of the pixels two away from it: 24-bit fixed-point

@@ -2,8 +2,8 @@
 
 All random numbers come from the image's random key (`vitkd_ds.data.draws`). This module uses only NumPy. It therefore
 never waits for a GPU, and settings can be checked without torch. Each augmentation except erasing is a list of `Layer`
-objects: n of them for RandAugment (a setting), one for 3-Augment, and three for colour jitter. Two options of timm that
-no published recipe uses are not supported: weighted operations and uniform magnitudes.
+objects: as many as the setting n for RandAugment, one for 3-Augment, and three for colour jitter. Two options of timm
+that no published recipe uses are not supported: weighted operations and uniform magnitudes.
 """
 
 import math
@@ -20,7 +20,7 @@ RAND_AUGMENT_OPS = (
     *"AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color Contrast Brightness Sharpness".split(),
     *"ShearX ShearY TranslateXRel TranslateYRel".split(),
 )
-"""RandAugment's operations, in timm's order. timm adds "Increasing" to the names of some if inc is set."""
+"""RandAugment's operations, in timm's order. timm adds "Increasing" to some of these names if inc is set."""
 OPS = (*RAND_AUGMENT_OPS, "GaussianBlur")
 NO_OP = -1
 ENHANCEMENTS = ("Color", "Contrast", "Brightness", "Sharpness")
@@ -66,7 +66,7 @@ class Layer:
     op_B: np.ndarray
     """Index of each image's operation in OPS, or NO_OP."""
     argument_B: np.ndarray
-    """Its argument, float64: degrees, factor, bits, threshold or radius; 0 if the operation has no argument."""
+    """Argument of each operation, float64: degrees, factor, bits, threshold or radius; 0 if it has no argument."""
     is_cubic_B: np.ndarray
     """Whether a geometric operation interpolates bicubically; if not, it interpolates bilinearly."""
 
@@ -148,7 +148,8 @@ def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation:
     Operations are drawn uniformly with replacement. Magnitudes are drawn from N(m, mstd) and clipped to [0, mmax].
 
     Args:
-        interpolation: bilinear, bicubic, or random, which chooses one of the two with equal probability each time.
+        interpolation: bilinear, bicubic, or random, which chooses one of the two with equal probability for each image
+            and layer.
     """
     layers = []
     for first in range(RAND_AUGMENT_DRAWS, RAND_AUGMENT_DRAWS + policy.num_layers * DRAWS_PER_LAYER, DRAWS_PER_LAYER):

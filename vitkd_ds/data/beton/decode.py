@@ -1,4 +1,4 @@
-"""Decode, crop, resize, flip and augment stored images to squares, one micro-batch per call.
+"""Decode stored images and turn them into augmented square crops, one micro-batch per call.
 
 This module loads the C++ library of `csrc/` and passes arrays to it. The GIL is released during a call, so decoding
 overlaps with the training step. Nothing is random here: `vitkd_ds.data.crops` computes the boxes, and
@@ -7,8 +7,8 @@ and `resize` bit for bit, on any CPU and with any number of threads. If an image
 and its pixels are black. It never gets the pixels of another image.
 
 Only the data that a crop needs is decoded. Damage elsewhere in the image is found only by its CRC-32. In a JPEG with
-rows divided by restart markers, as in files from `vitkd-ds pack`, the segments that intersect the crop are decoded.
-In other JPEGs, everything from the first pixel to the last row of the crop is decoded.
+rows divided by restart markers, as in files from `vitkd-ds pack`, only the segments that intersect the crop are
+decoded. In other JPEGs, everything from the first pixel to the last row of the crop is decoded.
 
 There are two differences from Pillow. Pillow before version 13 always resizes the width first, even if the height
 shrinks far more, so the rounding differs. Pillow also smooths progressive JPEGs that lack scans.
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DECODED, BAD_JPEG, BAD_SIZE, SHORT_READ, BAD_CRC, BAD_COLOURS, BAD_ROW, NO_MEMORY = range(8)
 MISSING_SCANS, UNKNOWN_KIND = 8, 9
-"""Status of an image, with the same numbers as in `csrc/decode.h`. Pixels are valid only if it is `DECODED`."""
+"""Status of an image, with the same numbers as in `csrc/decode.h`. Pixels are valid only if the status is `DECODED`."""
 STATUS_TEXT = {
     BAD_JPEG: "is a damaged JPEG",
     BAD_SIZE: "differs in height, width or number of bytes from the file's table",
@@ -56,8 +56,8 @@ def _load_library() -> ctypes.CDLL:
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         raise ImportError(
-            f"the compiled decoder {paths[0].name!r} is not in {' or '.join(folders)}, which are "
-            "$VITKD_DS_DECODER, if set, and the package. Run `make setup` to build it."
+            f"the compiled decoder {paths[0].name!r} is not in {' or '.join(folders)} ($VITKD_DS_DECODER, if set, and "
+            "the package's folder). Run `make setup` to build it."
         )
     library = ctypes.CDLL(str(found))
     if not hasattr(library, "vitkd_augment"):
@@ -161,8 +161,8 @@ class Decoder:
     def check_anew_if_changed(self) -> None:
         """If the file was modified or replaced since the last call, check the CRC-32 of every image again.
 
-        Each image is checked when it is decoded next. If its bytes have not changed, it passes, so changing only the
-        file's modification time does no harm.
+        Each image is checked when it is decoded next. An image whose bytes have not changed passes the check, so
+        changing only the file's modification time does no harm.
         """
         identity = self._look()
         if identity != self._identity:

@@ -4,12 +4,12 @@ This is the only module that imports ffcv. Importing FFCV affects the whole proc
 
 * FFCV calls ``torch.set_num_threads(1)`` when it is imported. At the start of each epoch, it also sets torch's thread
   count to the number of its decoder threads, from another thread. This module restores the thread count after the
-  import. It replaces the function that FFCV calls for each epoch by one that only records the number.
+  import. It also replaces the function that FFCV calls for each epoch with one that only records the number.
 * ``ffcv.fields.rgb_image`` builds a ``numba.typed.Dict`` with two entries. Compiling it takes 2.8 of the 3.1
-  CPU-seconds of the import. This module replaces it by a plain dict, because FFCV reads it only in plain Python code.
+  CPU-seconds of the import. This module builds a plain dict instead, because FFCV reads it only in plain Python code.
 * FFCV sets numba's thread count, which starts numba's thread pool. This package does not use the pool. If processes are
   forked later, as in packing, the pool would hang when the interpreter exits. During the import, this module replaces
-  the function that sets the count by one that does nothing.
+  the function that sets the count with one that does nothing.
 
 An unmodified FFCV loader in the same process still works, with numba's default thread count.
 """
@@ -53,11 +53,11 @@ Compiler.set_num_threads = classmethod(_note_num_threads)
 BATCHES_AHEAD = 3
 """Number of micro-batches that are decoded ahead. FFCV's ring of buffers holds two more."""
 POLL_S = 1.0
-"""Interval in seconds between checks, while `take` waits, that the decoding thread is alive."""
+"""Interval in seconds at which a waiting `take` checks that the decoding thread is alive."""
 
 
 class DecodingThread(EpochIterator):
-    """FFCV's thread that decodes the samples of one pass ahead of the loop; changed so that it always ends.
+    """FFCV's thread that decodes the samples of one pass ahead of the training loop, changed so that it always ends.
 
     In FFCV itself, the loop hangs if the thread has died, and the thread hangs if the last micro-batch is never taken.
     If a loop ends early, FFCV never frees the thread and its buffers.
@@ -104,7 +104,7 @@ class DecodingThread(EpochIterator):
             return
         while self.is_alive():
             try:
-                self.output_queue.get(timeout=0.02)  # space for the end mark, or it would block
+                self.output_queue.get(timeout=0.02)  # make room for the end mark; otherwise the thread would block
             except queue.Empty:
                 pass
         self.join()

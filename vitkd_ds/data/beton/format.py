@@ -47,7 +47,7 @@ METADATA_DTYPE = np.dtype(
         "itemsize": 24,
     }
 )
-"""Row of the table after the field descriptors, one per image: FFCV's two fields. The label is aligned to 8 bytes."""
+"""Row of the table that follows the field descriptors: one image's two FFCV fields. The label is 8-byte aligned."""
 ALLOCATION_DTYPE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
 """Row of the table at the end of the file, one per image."""
 STORED_DTYPE = np.dtype(
@@ -243,7 +243,7 @@ def check_labels(path: Path, labels: np.ndarray, *, num_classes: int) -> None:
     """Raise ValueError if a label of a .beton is not an index of a class. Without classes, all labels must be 0."""
     wrong = np.flatnonzero((labels < 0) | (labels >= max(1, num_classes)))
     if len(wrong):
-        found = f"that of image {wrong[0]} is {labels[wrong[0]]}"
+        found = f"image {wrong[0]} has label {labels[wrong[0]]}"
         raise refuse(path, f"have labels in [0, {max(1, num_classes)})", found)
 
 

@@ -20,7 +20,7 @@ READERS = 64
 PROBES = 8
 """Number of timed image reads per micro-batch. Their median decides whether the disk is slow."""
 SLOW_S = 2e-4
-"""Lowest median read time per image of a slow disk, in seconds.
+"""Median read time per image, in seconds, from which a disk counts as slow.
 
 Decoding an image takes about 0.65 ms, and reading a cached image takes 0.02 ms.
 """

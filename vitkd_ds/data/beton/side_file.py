@@ -30,9 +30,9 @@ class BetonInfo:
     write_mode: str
     """How images are stored: jpg, raw (pixels), or proportion (half of the images as JPEG, half as pixels)."""
     max_resolution: int
-    """Maximum length of an image's longer side when it was packed, in pixels; 0 means no limit."""
+    """Limit that packing set on the longer side of an image, in pixels; 0 means no limit."""
     short_side: int
-    """Length in pixels of the shorter side after larger images were scaled down; 0 means no scaling."""
+    """Length in pixels to which packing scaled the shorter side of larger images; 0 means no scaling."""
     quality: int
     """JPEG quality of images encoded during packing; 0 for a file written by stock FFCV (`vitkd-ds adopt`)."""
     passthrough: int
@@ -46,7 +46,7 @@ class BetonInfo:
 
 SIDE_KEYS = tuple(f.name for f in fields(BetonInfo) if f.name != "path")
 TABLE_KEYS = ("tables_crc32", "lengths", "crc32s")
-"""Keys of the CRC32 of the .beton's tables, of the images' lengths, and of the images' CRC32s.
+"""Keys of three values: the CRC32 of the .beton's tables, the images' lengths, and the images' CRC32s.
 
 The lengths and the images' CRC32s are little-endian 32-bit integers in the order of the images, encoded as base64.
 """

@@ -3,8 +3,8 @@
 FFCV calls our operation once per micro-batch, with a slice of the order. In FFCV, an order consists of image numbers;
 here it consists of SAMPLE_DTYPE rows (`vitkd_ds.data.order`). Our operation first draws the crops
 (`vitkd_ds.data.crops`). One call of compiled code then decodes (`vitkd_ds.data.beton.decode`) and augments the images,
-without the GIL. FFCV provides the thread that works ahead of the training loop, the ring of pinned buffers, and CUDA
-streams.
+without the GIL. FFCV provides the ring of pinned buffers, CUDA streams, and the thread that works ahead of the training
+loop.
 """
 
 import os
@@ -25,7 +25,7 @@ from vitkd_ds.data.beton.read_ahead import ReadAhead
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 
 READ_AHEAD = 8
-"""Number of micro-batches whose file pages are prefetched, in a quasi-random order."""
+"""Number of micro-batches whose file pages are prefetched if the order is quasi-random."""
 
 
 class CropDecoder(Operation):
@@ -44,7 +44,7 @@ class CropDecoder(Operation):
         self.num_threads = num_threads
 
     def declare_state_and_memory(self, previous_state):
-        """Request two output buffers from FFCV, given their shapes and dtypes for one image."""
+        """Request two output buffers from FFCV, each by its shape and dtype for one image."""
         size = self.crops.size
         image = AllocationQuery((size, size, 3), np.dtype("u1"))
         status = AllocationQuery((), np.dtype("i4"))

@@ -26,13 +26,13 @@ CHUNK = 256
 
 
 def damaged_images(path: Path, images: np.ndarray, *, num_threads: int) -> Iterator[tuple[int, str]]:
-    """Read and decode every image; yield the row and a reason for each image that is damaged or has another CRC32.
+    """Read and decode every image; yield the row and a reason for each image that is damaged or whose CRC32 differs.
 
     The reason is the end of a sentence that starts with "image 7".
     """
     decoder = Decoder(path, images.copy())
     with closing(decoder), tqdm(total=len(images), unit="img", desc="verifying", disable=None) as progress:
-        # Ask the kernel to drop its cached pages, so that the disk is read.
+        # Ask the kernel to drop the file's cached pages, so that the disk is read.
         os.posix_fadvise(decoder.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         for first in range(0, len(images), CHUNK):
             chunk = images[first : first + CHUNK]
@@ -52,7 +52,7 @@ def damaged_images(path: Path, images: np.ndarray, *, num_threads: int) -> Itera
 def jpeg_status(content: bytes, *, height: int, width: int) -> int:
     """Check a JPEG of this size with the training decoder; return a status of `vitkd_ds.data.beton.decode`.
 
-    The result has only the last pixel. To compute it, the decoder must read all coefficients, so it finds any damage.
+    Only the last pixel is computed. To do so, the decoder must read all coefficients, so it finds any damage.
     """
     image = np.zeros(1, STORED_DTYPE)
     row = np.zeros(1, CROP_DTYPE)

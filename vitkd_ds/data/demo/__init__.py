@@ -1,9 +1,9 @@
 """Demo images in the package: a balanced subset of Fashion-MNIST.
 
-`demo_beton` unpacks the archive to a cache folder for both backends. The archive contains two .beton files, made by
-`benchmarks/fashion_mnist.py`, and the JSON file that belongs to each: 6,000 images of 28 x 28 pixels for training and
-2,000 for validation. Fashion-MNIST is by Zalando SE, under the MIT licence (`demo/LICENSE`). This folder also contains
-the packaged teacher, which `vitkd_ds.models.build` reads.
+`demo_beton` unpacks the archive to a cache folder for both backends. The archive contains two .beton files (6,000
+images of 28 x 28 pixels for training and 2,000 for validation) and their JSON files, all made by
+`benchmarks/fashion_mnist.py`. Fashion-MNIST is by Zalando SE, under the MIT licence (`demo/LICENSE`). This folder also
+contains the packaged teacher, which `vitkd_ds.models.build` reads.
 """
 
 import fcntl

@@ -97,8 +97,8 @@ def list_unlabelled(src: Path) -> Source:
 def earlier_fingerprint(source: Source, *, without: str) -> str:
     """Return the fingerprint that earlier versions of this package computed for class folders.
 
-    They sorted the names in each folder separately, so `s1/deep` came before `s1-b`. This version sorts whole paths, as
-    torchvision does.
+    Those versions sorted the names in each folder separately, so `s1/deep` came before `s1-b`. This version sorts whole
+    paths, as torchvision does.
     """
 
     def place(number: int) -> tuple:
@@ -134,7 +134,7 @@ def _reader(paths: Sequence[str]) -> Callable[[int], bytes]:
 
 
 def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
-    """Return the class names in label order: the sorted folder names, or the file's list, which must have them all."""
+    """Return the class names in label order: the sorted folder names, or the file's list, which must include them."""
     folders = class_names(src)
     if not classes_file:
         return tuple(folders)
@@ -144,8 +144,8 @@ def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
         found = f"{str(src / unknown[0])!r} ({nearest(unknown[0], classes)})"
         found += f" and {len(unknown) - 1} more" if unknown[1:] else ""
         raise ValueError(
-            f"{classes_file!r} has {len(classes)} classes, but not that of folder {found}. Add the name, or move the "
-            "folder away."
+            f"{classes_file!r} has {len(classes)} classes, but not the class of folder {found}. Add the name, or move "
+            "the folder away."
         )
     return classes
 
@@ -153,8 +153,8 @@ def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
 def _check_are_no_splits(src: Path, classes: Sequence[str]) -> None:
     """Raise ValueError if the folders in `src` are splits, such as train/, instead of classes.
 
-    A split contains folders but no images. If such a folder has one of `SPLIT_NAMES`, it is taken for a split.
-    Otherwise, the folders in `src` are taken for splits if all of them are of this kind.
+    A split directly contains folders but no images. A folder like this is taken for a split if its name is in
+    `SPLIT_NAMES`. If none has such a name, the folders in `src` are taken for splits if all of them are like this.
     """
     inner = {name: _folders_only(src / name) for name in classes}
     splits = [name for name in SPLIT_NAMES if inner.get(name)] or list(classes if all(inner.values()) else ())
@@ -209,8 +209,8 @@ def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[tuple[str,
         For each folder: its path, the names of its visible files, and the names of its hidden files and folders.
 
     Raises:
-        ValueError: a folder cannot be read, or a link leads to a folder that was already seen. The images of the latter
-            would be listed twice, perhaps in two classes.
+        ValueError: a folder cannot be read, or a link leads to a folder that was already seen. The images in such a
+            folder would be listed twice, perhaps in two classes.
     """
     for root, folders, names in os.walk(top, onerror=_cannot_list, followlinks=True):
         before = visited.setdefault(_identity(root), root)

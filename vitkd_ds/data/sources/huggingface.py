@@ -18,7 +18,7 @@ from vitkd_ds.data.sources.source import Source
 logger = logging.getLogger(__name__)
 
 ARROW_SIGNS = ("dataset_info.json", "dataset_dict.json")
-"""Files in a folder written by save_to_disk: the first if it has one split, the second if it has several."""
+"""Files in a folder written by save_to_disk: the first for a single split, the second for several splits."""
 PART_NAME = re.compile(r"(.+?)([-_.](\d+)[-_]of[-_](\d+).*)?\.parquet$")
 """Pattern of parquet file names such as train-00000-of-00294.parquet, train_0_of_3.parquet or train.parquet."""
 
@@ -105,7 +105,7 @@ def _parquet(datasets: Any, src: Path, split: str) -> Any:
     chosen = files[_choose(src, sorted(files), split)]
     _check_parts(src, [Path(file).name for file in chosen])
     try:
-        return datasets.load_dataset("parquet", data_files=chosen, split="train")  # its name for a single split
+        return datasets.load_dataset("parquet", data_files=chosen, split="train")  # datasets' name for a single split
     except Exception as error:  # the library and Arrow raise many error types
         raise ValueError(
             f"{chosen[0]!r} and {len(chosen) - 1} more files cannot be read as parquet files: "
@@ -177,7 +177,7 @@ def _names_and_sizes(images: Any, key: str, prefix: str, folder: Path) -> tuple[
 def _file_inside(folder: Path, path: str, *, row: int) -> Path:
     """Return the file that a row names; raise ValueError if it is not a regular file in the data set's folder.
 
-    A downloaded table must not be able to make this machine read other files. A pipe or a device may never end.
+    A downloaded table must not be able to make this machine read other files. Reading a pipe or a device may never end.
     """
     if "\0" not in path:
         file = Path(os.path.realpath(folder / path))

@@ -13,7 +13,7 @@ from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_o
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar$")
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
-"""Files with the labels in the devkit.
+"""Files in the devkit that contain the labels.
 
 The first maps class numbers to wnids, which are class names such as n01440764. The second lists the class numbers of
 the images, sorted by the images' names.
@@ -67,7 +67,7 @@ def open_class_tars(src: Path) -> Source:
 
 
 def open_flat_tar(src: Path, labels_file: str) -> Source:
-    """List the images of ImageNet's validation tar. A file gives their classes; sorted wnids define the labels.
+    """List the images of ImageNet's validation tar. `labels_file` gives their classes; sorted wnids define the labels.
 
     Raises:
         ValueError: the labels are missing, unreadable or incomplete, or the tar is damaged.
@@ -97,7 +97,7 @@ def open_flat_tar(src: Path, labels_file: str) -> Source:
 
 
 def _images_of(members: Iterable[Member], place: str, others: list[str]) -> list[Member]:
-    """Return the members that have the name of an image; add the names of the others, after `place`, to `others`."""
+    """Return the members that have the name of an image; add `place` and the name of each other member to `others`."""
     images = []
     for member in members:
         if is_image(member.name):

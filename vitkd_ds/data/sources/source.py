@@ -37,8 +37,8 @@ class Source:
         """Return a hash of the images' names, sizes and labels, the class names and the kind.
 
         Args:
-            without: prefix to remove from each name. With the folder's path, the hash stays the same if the folder is
-                moved.
+            without: prefix to remove from each name. If this is the folder's path, the hash stays the same when the
+                folder is moved.
         """
         digest = hashlib.sha256(repr((self.kind, self.classes)).encode("utf-8", "surrogateescape"))
         for name in self.names:
@@ -48,7 +48,7 @@ class Source:
 
 
 def warn_of_left_out(what: str, names: Sequence[str]) -> None:
-    """Warn that a source skips the files `names`, with their number and the first name. No names give no warning."""
+    """Log a warning with the number of skipped files and the first of their `names`, if there are any."""
     if names:
         logger.warning("skipping %d %s; the first is %r", len(names), what, names[0])
 

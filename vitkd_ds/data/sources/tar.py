@@ -105,7 +105,7 @@ def _file_of(member: tarfile.TarInfo, files: dict[str, Member], *, start: int, p
 
 
 def _next_archive(file: BinaryIO, end: int, place: str) -> int | None:
-    """Return the offset of the archive that follows the one that ends at `end`, or None if there is none.
+    """Return the offset of the archive after the one that ends at `end`, or None if no other archive follows.
 
     The next archive starts at the first byte that is not zero.
 
@@ -129,8 +129,8 @@ def source_of(
 ) -> Source:
     """Build a source of images that are members of tars.
 
-    The tar that was read last stays open, because consecutive images are mostly in the same tar. Each read names its
-    offset, so forked processes may share the open file.
+    The tar that was read last stays open, because consecutive images are mostly in the same tar. Each read passes its
+    own offset, so forked processes may share the open file.
 
     Args:
         members: one pair per image: the index of its tar in `files`, and the member.

@@ -59,7 +59,10 @@ def open_samples(src: Path, classes_file: str) -> Source:
 
 
 def _tars(src: Path) -> list[Path]:
-    """List the tars of a file, a folder or a pattern such as `train-{000000..000146}.tar` or `train-*.tar`."""
+    """List the tars that `src` stands for: one tar, all tars in a folder, or those that match a pattern.
+
+    A pattern is, for example, `train-{000000..000146}.tar` or `train-*.tar`.
+    """
     if src.is_file():
         return [src]
     if src.is_dir():
@@ -83,8 +86,8 @@ def _tars(src: Path) -> list[Path]:
 def _expanded(pattern: str) -> Iterator[str]:
     """Expand braces as the shell does: {a,b} and {000..146}.
 
-    Names are generated one at a time, because a range may have millions, and the caller stops with an error at the
-    first name that does not exist.
+    Names are generated one at a time, because a range may contain millions of names, and the caller stops with an error
+    at the first name that does not exist.
     """
     found = BRACES.search(pattern)
     if not found:
@@ -101,7 +104,7 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple[Member, str]]:
-    """Yield the image and the text of the class of each sample in a tar, in file order.
+    """Yield the samples of a tar in file order: each sample's image, and the text that names its class.
 
     For each sample without an image, the name of one of its files is added to `without`. The names of hidden files are
     added to `hidden`.
@@ -144,7 +147,7 @@ def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple
 
 
 def _class_text(tar: Path, file: BinaryIO, member: Member) -> str:
-    """Read the text of a class; raise ValueError if it is too long. Truncated texts could become equal."""
+    """Read the text of a class; raise ValueError if it is too long, because truncated texts could become equal."""
     if member.size > MAX_CLASS_BYTES:
         raise ValueError(
             f"{member.name!r} in {str(tar)!r} has {member.size} bytes; the maximum for a class is {MAX_CLASS_BYTES}. "
@@ -189,8 +192,8 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
 def _check_are_names(texts: list[str], names: list[str]) -> None:
     """Raise ValueError if classes seem to be numbers, but some are not class numbers, such as -1 and 3.0.
 
-    One such number would make all classes names, which are sorted as text. A mixture of numbers and names causes a
-    warning.
+    A single such number would turn all classes into names, which are sorted as text. A mixture of numbers and names
+    causes a warning.
     """
     others = [row for row, text in enumerate(texts) if not text.isdecimal()]
     are_mixed = len(others) < len(texts)

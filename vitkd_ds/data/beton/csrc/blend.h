@@ -37,9 +37,9 @@ struct Vector {
 
 // out[i] = sum over k of weights[k] * in[k * stride + i], rounded and clipped, for i < BYTES.
 //
-// Each 32-bit lane holds four bytes. Shifts and masks extract the bytes, which are added to four sums, and pack the
-// results again. Compilers generate good code for shifts and masks, but not for conversions between types of different
-// width.
+// Each 32-bit lane holds four bytes. Shifts and masks extract the bytes, which are added to four sums. The results are
+// packed in the same way. Compilers generate good code for shifts and masks, but not for conversions between types of
+// different width.
 template <int BYTES>
 INLINE void blend_anywhere(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
   using Lanes = typename Vector<BYTES>::Lanes;

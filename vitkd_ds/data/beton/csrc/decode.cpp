@@ -87,8 +87,8 @@ struct Jpeg {
   Box part;
 };
 
-// State of one thread. The byte buffer and the resizer are reused for the next image. The libjpeg object is not: an
-// image without its own tables would be decoded with those of the previous image.
+// State of one thread. The byte buffer and the resizer are reused for the next image. The libjpeg object is not reused:
+// an image without its own tables would be decoded with those of the previous image.
 class Worker {
  public:
   explicit Worker(Call* call) : call_(call), resizer_(call->vector_bytes), augmenter_(call->vector_bytes) {}
