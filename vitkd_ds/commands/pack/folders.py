@@ -23,7 +23,7 @@ from vitkd_ds.data.beton.side_file import SOURCE_KEY, read_side, side_path
 from vitkd_ds.data.classes import check_is_not_one, check_is_packed, is_class_folder, packed_path
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.sources import Source, open_source
-from vitkd_ds.data.sources.folder import class_names, earlier_fingerprint
+from vitkd_ds.data.sources.folder import check_are_no_splits, class_names, earlier_fingerprint
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.train import console, signals
 
@@ -133,6 +133,7 @@ def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", 
     """
     dst = packed_path(folder)
     if not may_pack and not dst.exists():
+        check_are_no_splits(folder, class_names(folder))  # pack would reject them, too
         raise ValueError(
             f"{key} is a folder that is not packed yet: {str(dst)!r} does not exist. Run: "
             f"{_command(key, folder, dst, classes)}"
