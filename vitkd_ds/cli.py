@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import os
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -122,9 +123,14 @@ def recipes() -> None:
 def pack(src: str, dst: str, **options: Any) -> None:
     """Pack images into a .beton file."""
     from vitkd_ds.commands.pack import pack as pack_images
+    from vitkd_ds.commands.pack.writer import DoesNotDecode
 
     try:
         info = pack_images(src, dst, **options)
+    except DoesNotDecode as error:
+        given = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
+        command = shlex.join(["vitkd-ds", "pack", src, dst, *(word for word in given if word != "--skip_bad=False")])
+        raise ValueError(f"{error}\nThe command that skips such files: {command} --skip_bad") from error
     except RuntimeError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

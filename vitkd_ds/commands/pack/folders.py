@@ -173,7 +173,7 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     """Pack a class folder and return True. Return False if another process is packing it or has packed it."""
     from vitkd_ds.commands.pack.images import pack
     from vitkd_ds.commands.pack.parts import PackedElsewhere
-    from vitkd_ds.commands.pack.writer import handled_by
+    from vitkd_ds.commands.pack.writer import DoesNotDecode, handled_by
 
     if signals.received():
         raise KeyboardInterrupt(signals.received())
@@ -186,10 +186,12 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     except ValueError as error:
         if dst.exists():  # another process was faster
             return False
-        raise ValueError(
-            f"{error}\nThe command that failed: {_command(key, folder, dst, classes)}\nApply the advice above "
-            f"to that command and run it, or change --{key}. Then rerun this command."
-        ) from error
+        command = _command(key, folder, dst, classes)
+        advice = f"The command that skips such files: {command} --skip_bad\nRun it, then rerun this command."
+        if not isinstance(error, DoesNotDecode):
+            advice = f"The command that failed: {command}\nApply the advice above to that command and run it, or "
+            advice += f"change --{key}. Then rerun this command."
+        raise ValueError(f"{error}\n{advice}") from error
     except OSError as error:
         raise ValueError(
             f"cannot pack {key} into {str(dst)!r}: {error}. Make {str(dst.parent)!r} writable. Or pack into another "
