@@ -17,7 +17,7 @@ from vitkd_ds.checkpoint.folder import check_begun
 from vitkd_ds.config.options import WEIGHTS
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import check_is_there
-from vitkd_ds.config.selected import is_selected, selected_file
+from vitkd_ds.config.selected import is_selected, selected_file, source_of
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import SOURCE_KEY, read_side, side_path
 from vitkd_ds.data.classes import check_is_not_one, check_is_packed, is_class_folder, packed_path
@@ -120,7 +120,12 @@ def _check_without_images(run: Run) -> None:
     for role, config in run.models.items():
         check_model_name(config.model, role=role)
         key, _ = WEIGHTS[type(config)]
-        if getattr(config, key) == "hub":
+        value = getattr(config, key)
+        if is_selected(value):
+            from vitkd_ds.models.build import check_source
+
+            check_source(value, source_of(value, run.teachers))
+        if value == "hub":
             check_hub_is_reached(config.model, key=f"{role}.{key}")
 
 
