@@ -14,7 +14,7 @@ setup: .venv/.ready
 	@# DS_IGNORE_CUDA_DETECTION: with a GPU, deepspeed would require the CUDA toolkit, which is not needed.
 	$(BIN)/python -m pip install --quiet torch
 	DS_BUILD_OPS=0 DS_IGNORE_CUDA_DETECTION=1 $(BIN)/python -m pip install --quiet --no-build-isolation \
-	    --config-settings editable_mode=compat --editable ".[test]"
+	    --editable ".[test]"
 	@# Without its dependencies, because it requires an older Pillow (see vitkd_ds/config/check.py).
 	$(BIN)/python -m pip install --quiet --no-deps 'trackio>=0.43,<0.44'
 	touch $@

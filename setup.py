@@ -5,6 +5,7 @@
 
 import os
 import re
+import sys
 from glob import glob
 from pathlib import Path
 
@@ -25,6 +26,9 @@ TRACKIO = [
 HERE = Path(__file__).parent
 INIT = HERE / "vitkd_ds" / "__init__.py"
 README = HERE / "README.md"
+# An editable install puts this folder on sys.path only if every package is where its name says. Otherwise setuptools
+# installs an import hook, and a folder named vitkd_ds in the current folder would hide the package.
+IS_EDITABLE = "editable_wheel" in sys.argv
 LICENSES = ["LICENSE", "THIRD_PARTY.md", "vitkd_ds/data/demo/LICENSE"]
 
 setup(
@@ -51,8 +55,8 @@ setup(
     ],
     python_requires=">=3.10",
     # ds_configs/ is at the top of the checkout, and also package data for use outside a checkout.
-    packages=[*find_packages(include=["vitkd_ds", "vitkd_ds.*"]), "vitkd_ds.ds_configs"],
-    package_dir={"vitkd_ds.ds_configs": "ds_configs"},
+    packages=find_packages(include=["vitkd_ds", "vitkd_ds.*"]) + ([] if IS_EDITABLE else ["vitkd_ds.ds_configs"]),
+    package_dir={"": "."} if IS_EDITABLE else {"vitkd_ds.ds_configs": "ds_configs"},
     # Plain C functions, loaded with ctypes. It is built like a Python extension but cannot be imported.
     ext_modules=[]
     if WITHOUT_FFCV

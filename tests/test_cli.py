@@ -170,7 +170,7 @@ def test_show_and_plan_pass_on_the_run_and_their_own_options(monkeypatch):
             parse_run((), {"recipe": "demo_plain", "seed": "3", "data.train": "x.beton", "data.val": "x.beton"}),
             Path("x.png"),
         ),
-        (parse_run((), {"teacher": "none"}), Path("show.png")),
+        (parse_run((), {}), Path("show.png")),
         (parse_run((), {"seed": "4"}), {"nodes": 2, "gpus": 3, "hardware": "h200"}),
     ]
 

@@ -1,6 +1,7 @@
 """The package's metadata agree with each other and with the pages."""
 
 import re
+import sys
 
 import setuptools
 
@@ -39,3 +40,18 @@ def test_the_licence_of_every_dependency_is_listed(monkeypatch):
     wanted = [*given["install_requires"], *(one for extra in given["extras_require"].values() for one in extra)]
     names = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in wanted}
     assert names and not names - listed
+
+
+def test_an_editable_install_needs_only_the_clone_on_the_path_and_no_deprecated_mode(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["setup.py", "editable_wheel"])
+    given = metadata(monkeypatch)
+    assert {*given["package_dir"]} == {""}
+    paths = {name: ROOT / given["package_dir"][""] / name.replace(".", "/") for name in given["packages"]}
+    assert paths and all((path / "__init__.py").is_file() for path in paths.values())
+    assert "editable_mode" not in (ROOT / "Makefile").read_text()
+
+
+def test_a_wheel_contains_the_deepspeed_files(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
+    given = metadata(monkeypatch)
+    assert "vitkd_ds.ds_configs" in given["packages"] and given["package_dir"] == {"vitkd_ds.ds_configs": "ds_configs"}

@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import os
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from vitkd_ds import __version__
 from vitkd_ds.commands.early import check_export, check_has_images, check_picture, check_recipe, check_student
 from vitkd_ds.commands.ending import ending
 from vitkd_ds.commands.pack.adopt import adopt, check
-from vitkd_ds.commands.pack.folders import pack_folders, packed_or_exit
+from vitkd_ds.commands.pack.folders import find_packed, pack_folders, packed_or_exit
 from vitkd_ds.commands.parse import command, parse_run, train_help
 from vitkd_ds.commands.plan.hardware import check_hardware
 from vitkd_ds.commands.usage import index_text, table_text
@@ -122,9 +123,14 @@ def recipes() -> None:
 def pack(src: str, dst: str, **options: Any) -> None:
     """Pack images into a .beton file."""
     from vitkd_ds.commands.pack import pack as pack_images
+    from vitkd_ds.commands.pack.writer import DoesNotDecode
 
     try:
         info = pack_images(src, dst, **options)
+    except DoesNotDecode as error:
+        given = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
+        command = shlex.join(["vitkd-ds", "pack", src, dst, *(word for word in given if word != "--skip_bad=False")])
+        raise ValueError(f"{error}\nThe command that skips such files: {command} --skip_bad") from error
     except RuntimeError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -136,11 +142,11 @@ def pack(src: str, dst: str, **options: Any) -> None:
 @command("show")
 def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     """Write a PNG with augmented training images and their labels."""
-    flags = {"recipe": "demo" if data == "demo" else "images"} | flags | {"data.train": data, "data.val": data}
-    if not any(key.startswith(("teacher", "losses")) for key in flags):
-        flags["teacher"] = "none"  # the picture needs none, but `images` would require one
+    flags = {"recipe": "demo" if data == "demo" else "images"} | flags
     check_picture(Path(dst))
-    run = pack_folders(parse_run((), flags), may_pack=False)
+    if flags.get("data.backend", build_run(flags["recipe"]).data.backend) == "ffcv":
+        data = find_packed("DATA", data)
+    run = parse_run((), flags | {"data.train": data, "data.val": data}, trains=False)
     from vitkd_ds.commands.show import show as show_run
 
     print(show_run(run, Path(dst)))

@@ -99,32 +99,55 @@ def test_images_without_labels_are_shown_without_captions(tmp_path):
     assert pixels[140:164].min() == 255 and pixels[:140].min() < 200
 
 
-LARGER = {"teacher.model": "deit3_small_patch16_224.fb_in22k_ft_in1k", "teacher.checkpoint": "hub"}
+def shown_run(monkeypatch, data, **flags):
+    """The run of which `vitkd-ds show` shows the images."""
+    shown = Mock(return_value="x.png")
+    monkeypatch.setattr(show_module, "show", shown)
+    cli.show(str(data), **flags)
+    return shown.call_args.args[0]
 
 
 @pytest.mark.parametrize(
-    "flags, has_teacher",
+    "flags",
     [
-        ({}, False),
-        ({"augment.mixup_alpha": "0.5"}, False),
-        (LARGER, True),
-        (LARGER | {"losses.nkd.weight": "1"}, True),
+        {},
+        {"losses.ce.weight": "1", "augment.mixup_alpha": "0.5"},
+        {"losses.nkd.weight": "1"},
+        {"teacher.checkpoint": "hub"},
+        {"teacher": "none"},
     ],
 )
-def test_the_teacher_is_not_loaded_unless_the_command_sets_one_or_losses(tmp_path, monkeypatch, flags, has_teacher):
-    shown = Mock(return_value=tmp_path / "x.png")
-    monkeypatch.setattr(show_module, "show", shown)
-    cli.show(str(two_classes(tmp_path)), str(tmp_path / "x.png"), **SHOWN | flags)
-    run = shown.call_args.args[0]
-    assert bool(run.teachers) == has_teacher and run.data.val == run.data.train
-    assert not has_teacher or run.teachers["teacher"].model == LARGER["teacher.model"]
+@pytest.mark.parametrize("labels", ["", "none"])
+def test_images_are_shown_with_or_without_labels_and_teacher_whatever_the_losses(tmp_path, monkeypatch, labels, flags):
+    path = pack(write_images(tmp_path / "images", 40), tmp_path / "x.beton", labels=labels, workers=1).path
+    run = shown_run(monkeypatch, path, **SHOWN, **flags)
+    assert run.data.train == run.data.val == str(path) and run.data.num_classes == (0 if labels else 2)
+    monkeypatch.undo()
+    assert Image.open(show(run, tmp_path / "x.png")).convert("L").width == 128 * COLUMNS
+
+
+def test_a_folder_that_is_not_packed_is_named_as_the_argument_with_a_command_that_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos" / "train", 8)
+    write_images(tmp_path, 8, classes=("flat",))
+    match = (
+        r"^DATA must be .*, got 'flat'. Pack it first \(vitkd-ds pack flat FILE.beton --labels none\), then pass FILE"
+    )
+    with pytest.raises(ValueError, match=match):
+        cli.show("flat")
+    with pytest.raises(ValueError, match="^DATA is a folder .* Run: vitkd-ds pack photos/train photos/train.beton$"):
+        cli.show("photos/train")
+    with pytest.raises(ValueError, match="'photos/train' is not a class: .* give 'photos/train' instead"):
+        cli.show("photos")
+    with pytest.raises(ValueError, match="^DATA must be .*, got the file 'flat/000.png'. Check the path"):
+        cli.show("flat/000.png")
+    torchvision = {"data.backend": "torchvision"}
+    assert shown_run(monkeypatch, "photos/train", **SHOWN, **torchvision).data.train == "photos/train"
+    cli.pack("photos/train", "photos/train.beton", workers="1")
+    assert shown_run(monkeypatch, "photos/train", **SHOWN).data.train == "photos/train.beton"
 
 
 SHOWN = {"data.image_size": "32", "epochs": "1"}
-
-
-def two_classes(tmp_path):
-    return pack(write_images(tmp_path / "images", 40), tmp_path / "x.beton", workers=1).path
 
 
 def caption_pixels(*names):

@@ -177,12 +177,16 @@ def test_the_student_of_a_run_starts_with_selected_weights_and_the_sources_norma
     torch.manual_seed(0)
     for options, message in {
         "select:wide": r"student.init=select:wide: the student is larger .* cannot select 3 of 2",
-        "select:hub:deit_nano": "student.init=select:hub:deit_nano: student.model=deit_nano is not a timm model",
+        "select:hub:deit_nano": "^student.init=select:hub:deit_nano: deit_nano is not a timm model",
+        "select:hub:deit3_small_patch16_224.x": "^student.init=select:hub:deit3_small_patch16_224.x: .* names weights",
     }.items():
         shallow = {"wide": replace(teachers["wide"], model_args=args | {"depth": 2}, checkpoint="random")}
         deep = StudentConfig("deit_tiny_patch16_224", own | {"depth": 3}, options)
         with pytest.raises(ValueError, match=message):
             build_student(deep, data, teachers=shallow)
+        if "hub" in options:
+            with pytest.raises(ValueError, match=message):
+                statistics_of(deep)
 
 
 def test_a_path_is_resolved_a_teacher_is_not_and_both_keep_the_students_model(tmp_path):
@@ -198,7 +202,9 @@ def test_a_path_is_resolved_a_teacher_is_not_and_both_keep_the_students_model(tm
         "student.init": weights_of(taught)["teacher.checkpoint"]
     }
     assert source_of("select:hub:deit3_small_patch16_224", {}).checkpoint == "hub"
-    with pytest.raises(ValueError, match="student.init: no weight file, run, checkpoint or export at .*nothing"):
+    with pytest.raises(
+        ValueError, match=f"^--student.init=select:{tmp_path}/nothing: no weight file, run, .* at {tmp_path}/nothing"
+    ):
         apply_options(build_run("demo"), {"student.init": f"select:{tmp_path}/nothing"})
     for options, message in {
         (
@@ -213,6 +219,13 @@ def test_a_path_is_resolved_a_teacher_is_not_and_both_keep_the_students_model(tm
         flags = {"student.init": f"select:{options[1]}"} | ({"teacher": "none"} if options[0] else {})
         with pytest.raises(ValueError, match=message):
             apply_options(build_run("demo"), flags)
+    for value, problem in (
+        ("", "names no model"),
+        ("hub:", "names no model"),
+        (tmp_path, ".* is not a run, checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=f"^--student.init=select:{value}:? {problem}"):
+            apply_options(build_run("demo"), {"student.init": f"select:{value}"})
     file.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match=r"student.safetensors has no description of its model. Pass a run, a"):
         source_of(f"select:{file}", {})

@@ -78,8 +78,8 @@ def check_words(given: tuple[str, ...], names: str) -> None:
         raise ValueError(f"the command needs {names}, got {' '.join(given) or 'nothing'}")
 
 
-def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
-    """Build the run from a command line.
+def parse_run(words: tuple[str, ...], flags: dict[str, str], *, trains: bool = True) -> Run:
+    """Build the run from a command line. `trains` is an argument of `checked`.
 
     Raises:
         ValueError: there are positional words; a flag, recipe or value is unknown (the message names the nearest valid
@@ -94,23 +94,29 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
             own[0],
         )
     debug = convert(flags.pop("debug", "false"), bool, "debug")
-    return checked(apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags))
+    return checked(apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags), trains=trains)
 
 
-def checked(run: Run) -> Run:
+def checked(run: Run, *, trains: bool = True) -> Run:
     """Check a run's settings, and return the run. If data.num_classes is 0, set it by counting the classes of the data.
 
     Every run must be checked once before it is trained. `parse_run` does it for a run from the command line. Python
     code that builds a run must call this function. It does not import torch.
 
+    Args:
+        run: the run.
+        trains: whether to check also what only training needs, such as teachers and losses.
+
     Raises:
         ValueError: settings contradict each other or do not fit the data.
     """
-    check_run(run)
+    if trains:
+        check_run(run)
     check_paths(run)
     if not run.data.num_classes:
         run = replace(run, data=replace(run.data, num_classes=count_classes(run.data)))
-    check_classes(run)
+    if trains:
+        check_classes(run)
     if run.augment.rand_augment:
         parse_rand_augment(run.augment.rand_augment)
     return run

@@ -11,7 +11,7 @@ from typing import Mapping
 from vitkd_ds.config import run_folder
 from vitkd_ds.config.overrides import apply_overrides
 from vitkd_ds.config.run import Run, StudentConfig, TeacherConfig
-from vitkd_ds.config.selected import SELECT, is_selected, selected_file
+from vitkd_ds.config.selected import HUB, SELECT, is_selected, selected_file
 from vitkd_ds.config.teachers import MANY, USUAL, path_of, shortened
 from vitkd_ds.config.term import terms_of_a_teacher
 
@@ -103,6 +103,8 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
         return run
     if is_selected(value):
         file = selected_file(value, run.teachers)
+        if value in (SELECT, f"{SELECT}{HUB}"):
+            raise ValueError(f"--{role}.{key}={value} names no model. Pass select:teacher, select:hub:MODEL or a path.")
         if file and "/" not in file and not Path(file).exists():
             teachers = f"its teachers are {', '.join(run.teachers)}" if run.teachers else "it has no teacher"
             raise ValueError(
@@ -110,7 +112,7 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
                 "or folder has that name. Name a teacher, pass a path, or use select:hub:MODEL."
             )
         if file and f"{role}.{key}" in options:
-            value = f"{SELECT}{run_folder.find_weights(file, f'{role}.{key}')}"
+            value = f"{SELECT}{run_folder.find_weights(file, f'--{role}.{key}={value}')}"
         return run.with_model(role, replace(config, init=value))
     # A path from an option must exist now. A stored path is checked when it is loaded.
     path = run_folder.find_weights(value, f"{role}.{key}") if f"{role}.{key}" in options else Path(value)

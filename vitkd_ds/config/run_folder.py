@@ -149,7 +149,10 @@ def find_weights(source: str, key: str) -> Path:
     if not is_student(path):
         check_is_there(str(path), key)
         return path
-    folder = find_student(path)
+    try:
+        folder = find_student(path)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
     read_description(folder, {"model": str, "args": dict})
     return student_files(folder)[0]
 

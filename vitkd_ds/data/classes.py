@@ -10,6 +10,9 @@ from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.data.sources.folder import class_names, has_class_folders, has_loose_images
 
+PACKABLE = (".tar", ".parquet")
+"""Endings of the files that `vitkd-ds pack` reads."""
+
 
 def is_class_folder(path: str) -> bool:
     """Return whether a value of data.train or data.val is the path of a folder with one subfolder per class."""
@@ -28,19 +31,25 @@ def check_is_packed(key: str, path: str) -> None:
     A folder with a folder per class passes, because `train` packs it automatically.
 
     Args:
-        key: option name for the message.
+        key: option name for the message, or DATA for the positional argument of `show`.
     """
     if Path(path).suffix == SUFFIX or path == "demo" or is_class_folder(path):
         return
     if not os.path.exists(path) and not path.endswith(".tar"):
         return  # reported later, unless the run is finished and needs no images
+    if os.path.isfile(path) and Path(path).suffix not in PACKABLE:
+        raise ValueError(
+            f"{key} must be a .beton or a folder with a folder per class, got the file {path!r}. Check the path."
+        )
     advice = labels = ""
+    option = "FILE.beton instead" if key == "DATA" else f"--{key}=FILE.beton"
     if has_loose_images(Path(path)):
-        advice = "Move its images into one folder per class. To train without labels, from a teacher only: "
+        if key != "DATA":
+            advice = "Move its images into one folder per class. To train without labels, from a teacher only: "
         labels = " --labels none"
     raise ValueError(
         f"{key} must be a .beton or a folder with a folder per class, got {path!r}. {advice}Pack it first "
-        f"(vitkd-ds pack {shlex.quote(path)} FILE.beton{labels}), then pass --{key}=FILE.beton."
+        f"(vitkd-ds pack {shlex.quote(path)} FILE.beton{labels}), then pass {option}."
     )
 
 

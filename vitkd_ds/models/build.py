@@ -82,6 +82,7 @@ def build_student(
 
 def _select(model: nn.Module, config: StudentConfig, data: DataConfig, source: TeacherConfig) -> None:
     """Copy weights selected from `source` into a student, with the normalisation that its patch embedding expects."""
+    check_source(config.init, source)
     is_allowed = config.allow_other_resolution or source.allow_other_resolution
     source = replace(source, image_size=0, head="", allow_other_resolution=is_allowed)
     try:
@@ -91,6 +92,14 @@ def _select(model: nn.Module, config: StudentConfig, data: DataConfig, source: T
         raise ValueError(f"student.init={config.init}: {error}") from None
     logger.info("student.init=%s: %s", config.init, taken)
     model.pretrained_cfg = model.pretrained_cfg | {key: wide.pretrained_cfg[key] for key in ("mean", "std")}
+
+
+def check_source(init: str, source: TeacherConfig) -> None:
+    """Raise ValueError if timm lacks the model to select weights from."""
+    try:
+        default_model(source.model, role=USUAL)
+    except ValueError as error:
+        raise ValueError(f"student.init={init}: {str(error).removeprefix(f'{USUAL}.model=')}") from None
 
 
 def build_teacher(
@@ -244,6 +253,7 @@ def statistics_of(
     model, file = config.model, Path(config.init) if config.init not in ("", "hub") else None
     if is_selected(config.init):
         source = source_of(config.init, teachers)
+        check_source(config.init, source)
         model, file = source.model, teacher_file(source) if source.checkpoint not in ("hub", "random") else None
     described = default_model(model, role="student").pretrained_cfg
     if file:

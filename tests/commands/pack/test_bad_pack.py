@@ -3,16 +3,20 @@
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.commands.pack.test_folders import run_of
 from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, one_class, stored
 from tests.data.conftest import write_images
 from tests.data.test_image_file import file_of, photograph, zeroed
+from vitkd_ds import cli
 from vitkd_ds.commands.pack import images as pack_module
 from vitkd_ds.commands.pack import pack, parts, writer
+from vitkd_ds.commands.pack.folders import pack_folders
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.side_file import side_path
 
@@ -54,6 +58,35 @@ def test_an_error_names_the_kept_parts_and_skip_bad_continues_with_them(tmp_path
     info = pack(src, dst, write_mode="raw", workers=1, skip_bad=True)
     assert "which has 1 finished parts" in caplog.text and "skipped '" in caplog.text
     assert info.num_images == len(images) and names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
+
+
+def run_printed(monkeypatch, error, beginning):
+    """Run the vitkd-ds command in the line of an error message that starts with `beginning`."""
+    command = next(line for line in str(error).splitlines() if line.startswith(beginning)).removeprefix(beginning)
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    cli.main()
+
+
+def test_the_command_in_the_error_of_a_damaged_file_packs_the_others_with_the_same_options(tmp_path, monkeypatch):
+    src, dst = one_class(tmp_path / "a b", GOOD | {"bad.png": b""}), tmp_path / "x.beton"
+    options = {"write_mode": "raw", "shuffle": "true", "workers": "1", "skip_bad": "false"}
+    with pytest.raises(ValueError, match="bad.png' does not decode") as error:
+        cli.pack(str(src), str(dst), **options)
+    run_printed(monkeypatch, error.value, "The command that skips such files: ")
+    info = check_beton(dst)
+    assert (info.num_images, info.write_mode, info.shuffled) == (2, "raw", True)
+
+
+def test_after_a_damaged_file_in_train_or_val_the_commands_in_the_errors_lead_to_a_packed_run(tmp_path, monkeypatch):
+    train, val = (write_images(tmp_path / name, 8, ending="jpg") for name in ("train", "val"))
+    for folder in (train, val):
+        (folder / "a" / "000.jpg").write_bytes(b"")
+        with pytest.raises(ValueError, match="000.jpg' does not decode") as error:
+            pack_folders(run_of(train, val, num_classes=2))
+        run_printed(monkeypatch, error.value, "The command that skips such files: ")
+    data = pack_folders(run_of(train, val, num_classes=2)).data
+    assert [check_beton(path).num_images for path in (data.train, data.val)] == [7, 7]
+    assert (check_beton(data.train).passthrough, check_beton(data.val).passthrough) == (0, 7)
 
 
 def test_without_skip_bad_a_bad_image_is_retried(tmp_path, monkeypatch):

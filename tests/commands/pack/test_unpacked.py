@@ -78,6 +78,10 @@ def test_a_folders_classes_come_from_its_packed_file_even_if_a_list_set_them(pho
             {"teacher.model": "deit_tiny_patch16_224", "teacher.checkpoint": "none.pth", "losses.nkd.weight": "1"},
             "teacher.checkpoint: no weight file, run, checkpoint or export at none.pth",
         ),
+        (
+            {"student.init": "select:hub:deit_nano"},
+            "student.init=select:hub:deit_nano: deit_nano is not a timm model",
+        ),
         ({"student.init": "runs/missing"}, "student.init: no weight file, run, checkpoint or export at runs/missing"),
     ],
 )

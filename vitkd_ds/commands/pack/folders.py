@@ -17,13 +17,13 @@ from vitkd_ds.checkpoint.folder import check_begun
 from vitkd_ds.config.options import WEIGHTS
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import check_is_there
-from vitkd_ds.config.selected import is_selected, selected_file
+from vitkd_ds.config.selected import is_selected, selected_file, source_of
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import SOURCE_KEY, read_side, side_path
 from vitkd_ds.data.classes import check_is_not_one, check_is_packed, is_class_folder, packed_path
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.sources import Source, open_source
-from vitkd_ds.data.sources.folder import class_names, earlier_fingerprint
+from vitkd_ds.data.sources.folder import check_are_no_splits, class_names, earlier_fingerprint
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.train import console, signals
 
@@ -120,7 +120,12 @@ def _check_without_images(run: Run) -> None:
     for role, config in run.models.items():
         check_model_name(config.model, role=role)
         key, _ = WEIGHTS[type(config)]
-        if getattr(config, key) == "hub":
+        value = getattr(config, key)
+        if is_selected(value):
+            from vitkd_ds.models.build import check_source
+
+            check_source(value, source_of(value, run.teachers))
+        if value == "hub":
             check_hub_is_reached(config.model, key=f"{role}.{key}")
 
 
@@ -133,6 +138,7 @@ def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", 
     """
     dst = packed_path(folder)
     if not may_pack and not dst.exists():
+        check_are_no_splits(folder, class_names(folder))  # pack would reject them, too
         raise ValueError(
             f"{key} is a folder that is not packed yet: {str(dst)!r} does not exist. Run: "
             f"{_command(key, folder, dst, classes)}"
@@ -172,7 +178,7 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     """Pack a class folder and return True. Return False if another process is packing it or has packed it."""
     from vitkd_ds.commands.pack.images import pack
     from vitkd_ds.commands.pack.parts import PackedElsewhere
-    from vitkd_ds.commands.pack.writer import handled_by
+    from vitkd_ds.commands.pack.writer import DoesNotDecode, handled_by
 
     if signals.received():
         raise KeyboardInterrupt(signals.received())
@@ -185,10 +191,12 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     except ValueError as error:
         if dst.exists():  # another process was faster
             return False
-        raise ValueError(
-            f"{error}\nThe command that failed: {_command(key, folder, dst, classes)}\nApply the advice above "
-            f"to that command and run it, or change --{key}. Then rerun this command."
-        ) from error
+        command = _command(key, folder, dst, classes)
+        advice = f"The command that skips such files: {command} --skip_bad\nRun it, then rerun this command."
+        if not isinstance(error, DoesNotDecode):
+            advice = f"The command that failed: {command}\nApply the advice above to that command and run it, or "
+            advice += f"change --{key}. Then rerun this command."
+        raise ValueError(f"{error}\n{advice}") from error
     except OSError as error:
         raise ValueError(
             f"cannot pack {key} into {str(dst)!r}: {error}. Make {str(dst.parent)!r} writable. Or pack into another "

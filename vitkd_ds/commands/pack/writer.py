@@ -29,6 +29,10 @@ from vitkd_ds.data.sources import Source
 PR_SET_PDEATHSIG = 1
 
 
+class DoesNotDecode(ValueError):
+    """An image does not decode, and `skip_bad` is off."""
+
+
 @dataclass(frozen=True)
 class Packing:
     """Inputs of packing. Workers are forked and share them with the parent process, so nothing is copied."""
@@ -46,7 +50,7 @@ def store_images(packing: Packing) -> None:
     """Store all images in the unfinished file. With `skip_bad`, skip images that do not decode.
 
     Raises:
-        ValueError: an image does not decode and `skip_bad` is off.
+        DoesNotDecode: an image does not decode and `skip_bad` is off.
         RuntimeError: a worker was killed, an image file cannot be read, or the disk is full.
     """
     unfinished = packing.unfinished
@@ -71,8 +75,8 @@ def store_images(packing: Packing) -> None:
         raise RuntimeError(f"cannot write images: {error}. Check free disk space and your quota.") from error
 
 
-def _does_not_decode(packing: Packing, place: int, reason: str) -> ValueError:
-    return ValueError(
+def _does_not_decode(packing: Packing, place: int, reason: str) -> DoesNotDecode:
+    return DoesNotDecode(
         f"{packing.source.names[packing.order[place]]!r} does not decode ({reason}). Pass --skip_bad to "
         "vitkd-ds pack to skip such files and keep the images packed so far. To start over instead, fix or remove the "
         f"file and run: {discard(packing.unfinished.images.parent)}"

@@ -53,7 +53,7 @@ def list_images(src: Path, classes_file: str = "") -> Source:
     """
     classes = _classes(src, classes_file)
     if not classes_file:
-        _check_are_no_splits(src, classes)
+        check_are_no_splits(src, classes)
     known = set(class_names(src))  # a class name such as a/b or .. must not lead into another folder
     hidden = sorted(entry.path for entry in os.scandir(src) if entry.name.startswith("."))
     loose = {entry.path for entry in os.scandir(src) if not entry.is_dir()}.difference(hidden)
@@ -150,7 +150,7 @@ def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
     return classes
 
 
-def _check_are_no_splits(src: Path, classes: Sequence[str]) -> None:
+def check_are_no_splits(src: Path, classes: Sequence[str]) -> None:
     """Raise ValueError if the folders in `src` are splits, such as train/, instead of classes.
 
     A split directly contains folders but no images. A folder like this is taken for a split if its name is in
