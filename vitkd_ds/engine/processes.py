@@ -41,7 +41,7 @@ def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT if the launcher has not.
 
     `deepspeed` and `torchrun` set them. Under `srun`, they are derived from SLURM_*. Without a launcher (`python
-    train.py`), there is a single rank with a free port, so that DeepSpeed does not look for mpi4py.
+    train.py`), they describe a single rank with a free port. If they were not set, DeepSpeed would look for mpi4py.
 
     Raises:
         ValueError: some of the variables are set, and the others cannot be derived.
@@ -102,7 +102,7 @@ def _first_slurm_node(nodelist: str) -> str:
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
-    """Return the number of ranks on this node, which torchrun, DeepSpeed or Slurm has set; otherwise WORLD_SIZE."""
+    """Return the number of ranks on this node as set by torchrun, DeepSpeed or Slurm, or WORLD_SIZE if not set."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         if environ.get(name, "").isdigit():
             return int(environ[name])
@@ -196,7 +196,7 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
 
 
 def _meet_on_loopback(timeout: timedelta) -> None:
-    """Start the process group of a single-node run on the loopback interface only. Collective.
+    """Start the process group of a single-node run, listening only on the loopback interface. Collective.
 
     gloo, NCCL and torch's store have no authentication, and torch by default listens on all interfaces.
     """

@@ -90,7 +90,7 @@ class Choice(Optimizer, MuonAndAdamW):
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
-        """Return three groups: the block matrices, the other parameters with weight decay, and those without.
+        """Return three groups: block matrices, other parameters with weight decay, parameters without weight decay.
 
         Raises:
             ValueError: the student has no linear layers in blocks.
