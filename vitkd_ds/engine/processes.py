@@ -1,7 +1,7 @@
 """Start and end the process group of a run, and assign each rank its device.
 
-Launchers tell a process its rank by different variables. This module translates them into the variables that DeepSpeed
-reads. Only this module and `vitkd_ds.engine.ranks` import torch.distributed.
+Launchers set different variables to tell a process its rank. This module translates them into the variables that
+DeepSpeed reads. Only this module and `vitkd_ds.engine.ranks` import torch.distributed.
 """
 
 import logging
@@ -33,8 +33,8 @@ DRIVER = Path("/proc/driver/nvidia/version")
 """Version file of NVIDIA's kernel driver; it exists only if the driver is loaded."""
 LOOPBACK = ("127.0.0.1", "localhost")
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
-"""DeepSpeed's variable -> the variable that srun sets for each task. SLURM_NTASKS is not used, because it may be the
-value of the whole job, or of another job (`srun --preserve-env`)."""
+"""DeepSpeed's variable -> the variable that srun sets for each task. SLURM_NTASKS is not used, because it may count the
+tasks of the whole job, or of another job (`srun --preserve-env`)."""
 
 
 def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -85,7 +85,7 @@ def choose_device(num_devices: int, environ: MutableMapping[str, str] = os.envir
 
 
 def _first_slurm_node(nodelist: str) -> str:
-    """Return the address of the first node in `nodelist` from Slurm, because the name of a node may not resolve."""
+    """Ask Slurm for the address of the first node in `nodelist`, because the name of a node may not resolve."""
 
     def show(*words: str) -> str:
         return subprocess.run(["scontrol", "show", *words], capture_output=True, text=True, check=True).stdout

@@ -26,7 +26,7 @@ from vitkd_ds.models.distiller import Distiller
 
 
 def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: int) -> dict[str, Any]:
-    """Return the student's DeepSpeed configuration, completed with the recipe's numbers. Needs no device.
+    """Return the student's DeepSpeed configuration, completed with the recipe's numbers. This needs no device.
 
     Raises:
         ValueError: the file contradicts the recipe, or has settings that the student engine does not support.

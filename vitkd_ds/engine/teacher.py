@@ -212,11 +212,11 @@ class Pace:
     """Throttle that lets the host gather at most `most_blocks` blocks that the GPU has not computed yet.
 
     DeepSpeed gathers a block when the host enters it and frees it when the host leaves it. The GPU can reuse the memory
-    only after computing the block. With the host ten blocks ahead, ten gathered blocks would occupy the GPU. If the
-    host copied an offloaded teacher faster than the GPU computes, the whole model would. Therefore, after each block,
-    the host waits until the GPU has computed an earlier one. Meanwhile the GPU computes the block that the host has
-    just left, and the next block is copied. Blocks that DeepSpeed prefetches (`stage3_prefetch_bucket_size`) are not
-    counted.
+    only after computing the block. If the host were ten blocks ahead, the GPU would hold ten gathered blocks. If the
+    host copied an offloaded teacher faster than the GPU computes, the GPU would hold the whole model. Therefore, after
+    each block, the host waits until the GPU has computed an earlier one. Meanwhile the GPU computes the block that the
+    host has just left, and the next block is copied. Blocks that DeepSpeed prefetches (`stage3_prefetch_bucket_size`)
+    are not counted.
 
     Create a Pace after DeepSpeed's engine, because a hook that is registered earlier runs before the block is freed.
 

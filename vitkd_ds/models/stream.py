@@ -97,7 +97,7 @@ class WeightStream:
 
 
 def make_buffers(model: nn.Module) -> None:
-    """For a model on the meta device, compute the buffers that weight files lack, such as rotary embeddings."""
+    """Compute the buffers of a model on the meta device that weight files lack, such as rotary embeddings."""
     persistent = model.state_dict().keys()
     for path, buffer in list(model.named_buffers()):
         if path not in persistent:

@@ -1,9 +1,9 @@
 """Recipes: complete settings of runs, each with a name. Start reading at `build_run`.
 
 Each recipe is a function that returns a Run. Its docstring gives the command, the expected top-1, the hardware and the
-source; `vitkd-ds recipes` prints the docstring's first line. `imagenet` has the pairs of student and teacher in the
-ViTKD paper, `rivals` has other methods, `foundation` has DINOv3 teachers, `demo` has the demo that comes with the
-package, and `images` has defaults for your own images.
+source; `vitkd-ds recipes` prints the docstring's first line. `imagenet` has the student-teacher pairs of the ViTKD
+paper, `rivals` has other methods, `foundation` has DINOv3 teachers, `demo` has the demo that comes with the package,
+and `images` has defaults for your own images.
 """
 
 import logging

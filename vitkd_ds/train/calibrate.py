@@ -87,8 +87,7 @@ class Sums:
     """Running count, sum and sum of outer products of features [..., D], in fp64.
 
     All ranks must create an instance together and call `mean_and_covariance` together. The first micro-batch's mean is
-    subtracted from all features. Without this shift, rounding would lose the variance of a channel with a mean far from
-    0.
+    subtracted from all features. Without this shift, rounding would lose the variance of channels with a large mean.
     """
 
     def __init__(self, like: Tensor) -> None:

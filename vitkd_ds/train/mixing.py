@@ -90,7 +90,7 @@ def mix(
     if render or mix_mode == "element":
         mixing = _send(drawn, images_BCHW.device)
         return (render or blend)(images_BCHW, mixing), _blend_targets(targets_BK, mixing)
-    # All images share one lam and box, so no per-pixel weights are needed. On a CPU, they take longer than the mixing.
+    # All images share one lam and box, so no per-pixel weights are needed. On a CPU, those take longer than the mixing.
     partner_B, lam = send(drawn.partner_B, images_BCHW.device), float(drawn.lam_B[0])
     images = torch.empty_like(images_BCHW, dtype=torch.float32) if out is None else out
     if drawn.is_cutmix_B[0]:

@@ -115,7 +115,7 @@ def build_parts(run: Run, device: torch.device) -> Parts:
         ValueError: a setting, file or model is invalid or incompatible. It is raised on all ranks.
     """
     split = split_of(run)
-    # A file missing on one node must end all ranks: the others would wait for it in the first collective.
+    # If a file is missing on one node, all ranks must end: the other ranks would wait forever in the first collective.
     ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))
     train_loader = ranks.together(lambda: open_split(run, "train", split.micro_batch_size, device))
     classes = train_loader.classes
