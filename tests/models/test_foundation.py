@@ -177,7 +177,7 @@ def test_a_teacher_with_buffers_derived_from_weights_is_read_completely_and_trai
     placements = ("shard", "replica")
     commands = [[*command, f"--teacher.placement={each}", f"--workdir={tmp_path / each}"] for each in placements]
     outcomes = run_several(2, tmp_path / "commands", commands)
-    assert "computes buffers from its weights: each rank reads it whole" in outcomes[0]["said"]
+    assert "computes buffers from its weights, so each rank reads all of them" in outcomes[0]["said"]
     shard, replica = (numerics_of(tmp_path / each) for each in placements)
     assert shard == replica and shard[0]["nkd"] > 0
 

@@ -25,7 +25,7 @@ def test_a_teacher_of_another_kind_is_paired_by_its_feature_map_or_rejected_with
         assert info.teacher_grid == grid and info.teacher_dim == teacher.num_features
     else:
         with pytest.raises(
-            ValueError, match="must return a square grid of tokens or a feature map, got .* Use only terms of logits"
+            ValueError, match="must return a square grid of tokens or a feature map, got .* use only terms"
         ):
             check_pair(student, teacher, losses, image_size=size)
 

@@ -21,9 +21,9 @@ def clip_gradients(groups: Iterable[Sequence[Tensor]], max_norm: float, *, veto:
         count: fp32 scalar. Like `veto`, it is summed over the ranks in the collective that sums the squares.
 
     Returns:
-        fp32 [3 + groups], equal on all ranks: norm before clipping, sum of `veto`, sum of `count`, and the norm of
-        each group before clipping, even if it is not finite. If the total norm is not finite or any rank vetoes, the
-        first element and the whole gradient become nan.
+        fp32 [3 + groups], equal on all ranks: norm before clipping, sum of `veto`, sum of `count`, and each group's
+        norm before clipping, which may be inf or nan. If the total norm is not finite or any rank vetoes, the first
+        element and the whole gradient become nan.
 
     **Source**: DeepSpeed 0.19.8, `get_grad_norm_direct`, `combine_grad_norm_groups` and `unscale_and_clip_grads`.
     **Differs**: this function uses a few kernels and one collective. DeepSpeed copies the gradient of each parameter to

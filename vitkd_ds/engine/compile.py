@@ -9,10 +9,10 @@ MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "re
 
 
 def compile_options(choice: str, *, keeps_addresses: bool = True) -> dict[str, Any]:
-    """Return torch.compile's `options` for a value of `--compile` other than "off". Do not pass `mode` with it.
+    """Return torch.compile's `options` for a value of `--compile` other than "off". Do not also pass `mode`.
 
     Args:
         keeps_addresses: whether the weights stay at fixed addresses. Pass False if ZeRO gathers them to a new address
-            each time. A CUDA graph would then copy all weights first, so reduce-overhead falls back to default.
+            each time. A CUDA graph would then first copy all weights, so "default" replaces "reduce-overhead".
     """
     return list_mode_options(MODES[choice if keeps_addresses or choice != "reduce-overhead" else "default"])

@@ -1,7 +1,8 @@
 """Find and read DeepSpeed's JSON files, insert the recipe's values, and validate the result.
 
 Each setting has one owner. The recipe owns batch sizes, clipping, optimizer and schedule. The file owns all other
-engine settings, and may have "auto" for numbers of the recipe. If file and recipe disagree, the error shows both.
+engine settings, and may have "auto" for numbers of the recipe. If file and recipe disagree, the error message shows
+both values.
 """
 
 import json
@@ -25,15 +26,15 @@ FORBIDDEN = {
     "data_efficiency": "vitkd_ds.data",
     "curriculum_learning": "vitkd_ds.data",
 }
-"""Sections that a file must not have, each with what to use instead."""
+"""Sections that a file must not have, with the settings to use instead."""
 
 AUTO: dict[str, Callable[[bool, bool], Any]] = {
     # A module compiled as a whole yields all gradients at the end of backward, so communication cannot overlap.
     "overlap_comm": lambda is_alone, is_compiled: not is_alone and not is_compiled,
     "stage3_param_persistence_threshold": lambda is_alone, is_compiled: 2**62 if is_alone else 0,
 }
-"""For keys of zero_optimization that may be "auto": the value, computed from `is_alone` (the run has one rank) and
-`is_compiled`."""
+"""For each key of zero_optimization that may be "auto", a function that computes its value from `is_alone` (the run has
+one rank) and `is_compiled`."""
 
 TEACHER_FILES = {
     "shard": "teacher_zero3.json",
@@ -76,7 +77,7 @@ def load_ds_config(path: str, owned: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         path: see `find_ds_config`.
-        owned: dict from the keys in RECIPE_OWNED that this engine uses to the recipe's values.
+        owned: the recipe's values, for the keys in RECIPE_OWNED that this engine uses.
 
     Raises:
         ValueError: the file is missing or not a JSON object, has a forbidden section, or contradicts the recipe.
@@ -158,7 +159,7 @@ def check_student(config: dict[str, Any], *, source: str) -> None:
 
 
 def resolve_auto(config: dict[str, Any], *, world_size: int, is_compiled: bool = False) -> None:
-    """Replace each "auto" in zero_optimization, in place, by its rule in AUTO.
+    """Replace each "auto" in zero_optimization, in place, with the value that its rule in AUTO gives.
 
     ds_configs/README.md explains the rules.
 

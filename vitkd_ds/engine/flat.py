@@ -139,7 +139,7 @@ class FlatModule(nn.Module):
         return self.module(*args)
 
     def release(self) -> None:
-        """Remove the last forward's views from the module. Call it after backward."""
+        """Remove the last forward's views from the module. Call this method after backward."""
         self._put({})
 
     def _put(self, weights: dict[str, Tensor]) -> None:
@@ -151,8 +151,8 @@ class FlatModule(nn.Module):
 class FlatBlock(FlatModule):
     """Frozen block with one flat parameter, so that ZeRO-3 gathers and releases one tensor per block.
 
-    `compile` is `Run.compile`. Only the block's forward is compiled, without the hooks of DeepSpeed around it. No views
-    of gathered weights are kept, because they would prevent the gathered memory from being freed.
+    `compile` is `Run.compile`. The block's forward is compiled, but not DeepSpeed's hooks around it. No views of
+    gathered weights are kept, because they would prevent the gathered memory from being freed.
     """
 
     def __init__(self, block: nn.Module, *, compile: str) -> None:
@@ -189,7 +189,7 @@ def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Par
 
 
 def _deal(group: Group, num_ranks: int) -> list[list[nn.Parameter]]:
-    """Return the weights of each rank. The costliest are assigned first, each to the rank with least work so far."""
+    """Return each rank's weights. The costliest are assigned first, each to the rank with the least work so far."""
     cost = group.cost or nn.Parameter.numel
     runs: list[list[nn.Parameter]] = [[] for _ in range(num_ranks)]
     for p in sorted(group.params, key=cost, reverse=True):

@@ -1,7 +1,7 @@
 """Start and end the process group of a run, and assign each rank its device.
 
-Launchers tell a process its rank by different variables. This module translates them into the variables that DeepSpeed
-reads. Only this module and `vitkd_ds.engine.ranks` import torch.distributed.
+Launchers set different variables to tell a process its rank. This module translates them into the variables that
+DeepSpeed reads. Only this module and `vitkd_ds.engine.ranks` import torch.distributed.
 """
 
 import logging
@@ -33,15 +33,15 @@ DRIVER = Path("/proc/driver/nvidia/version")
 """Version file of NVIDIA's kernel driver; it exists only if the driver is loaded."""
 LOOPBACK = ("127.0.0.1", "localhost")
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
-"""DeepSpeed's variable -> the variable that srun sets for each task. SLURM_NTASKS is not used, because it may be the
-value of the whole job, or of another job (`srun --preserve-env`)."""
+"""DeepSpeed's variable -> the variable that srun sets for each task. SLURM_NTASKS is not used, because it may count the
+tasks of the whole job, or of another job (`srun --preserve-env`)."""
 
 
 def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT if the launcher has not.
 
     `deepspeed` and `torchrun` set them. Under `srun`, they are derived from SLURM_*. Without a launcher (`python
-    train.py`), there is a single rank with a free port, so that DeepSpeed does not look for mpi4py.
+    train.py`), they describe a single rank with a free port. If they were not set, DeepSpeed would look for mpi4py.
 
     Raises:
         ValueError: some of the variables are set, and the others cannot be derived.
@@ -85,7 +85,7 @@ def choose_device(num_devices: int, environ: MutableMapping[str, str] = os.envir
 
 
 def _first_slurm_node(nodelist: str) -> str:
-    """Return the address of the first node in `nodelist` from Slurm, because the name of a node may not resolve."""
+    """Ask Slurm for the address of the first node in `nodelist`, because the name of a node may not resolve."""
 
     def show(*words: str) -> str:
         return subprocess.run(["scontrol", "show", *words], capture_output=True, text=True, check=True).stdout
@@ -102,7 +102,7 @@ def _first_slurm_node(nodelist: str) -> str:
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
-    """Return the number of ranks on this node, which torchrun, DeepSpeed or Slurm has set; otherwise WORLD_SIZE."""
+    """Return the number of ranks on this node as set by torchrun, DeepSpeed or Slurm, or WORLD_SIZE if not set."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         if environ.get(name, "").isdigit():
             return int(environ[name])
@@ -196,7 +196,7 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
 
 
 def _meet_on_loopback(timeout: timedelta) -> None:
-    """Start the process group of a single-node run on the loopback interface only. Collective.
+    """Start the process group of a single-node run, listening only on the loopback interface. Collective.
 
     gloo, NCCL and torch's store have no authentication, and torch by default listens on all interfaces.
     """

@@ -30,12 +30,12 @@ def is_running() -> bool:
 
 
 def rank() -> int:
-    """Return this process's rank, 0 without a process group."""
+    """Return this process's rank, or 0 if there is no process group."""
     return torch_dist.get_rank() if is_running() else 0
 
 
 def world_size() -> int:
-    """Return the number of ranks, 1 without a process group."""
+    """Return the number of ranks, or 1 if there is no process group."""
     return torch_dist.get_world_size() if is_running() else 1
 
 
@@ -122,13 +122,13 @@ def together(function: Callable[[], T]) -> T:
 def failures(function: Callable[[], Any]) -> list[str]:
     """Call `function` on every rank and return all exceptions as texts like "rank 1: OSError: ...". Collective.
 
-    The list is equal on all ranks. Use it if the run can continue after a failure, such as saving to a full disk.
+    The list is equal on all ranks. Use this function if the run can continue after a failure, such as a full disk.
     """
     return _failures(_outcome(function)[1])
 
 
 def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """Return (result, exception). The exception is not raised yet: first the other ranks must learn of it."""
+    """Return (result, exception). The exception is not raised yet, because the other ranks must learn of it first."""
     try:
         return function(), None
     except Exception as error:  # DeepSpeed passes on errors of pickle, zip and the file system

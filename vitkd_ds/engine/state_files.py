@@ -71,14 +71,14 @@ def _first_bytes(path: Path) -> bytes:
 
 
 class Collector(CheckpointEngine):
-    """Checkpoint engine that collects the contents of files in `saved`, by name. It loads files with `load_file`."""
+    """Checkpoint engine that stores file contents by name in the dict `saved`, and loads files with `load_file`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.saved: dict[str, Any] = {}
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """Start a new checkpoint: forget the contents that were collected for the previous one."""
+        """Start a new checkpoint: drop the contents that were collected for the previous checkpoint."""
         self.saved = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
@@ -145,7 +145,7 @@ class Partition:
 def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: Sequence[int]) -> Partition:
     """Read this rank's partitions from a checkpoint written by any number of ranks.
 
-    Files are memory-mapped, so only the needed parts of other ranks' files are read.
+    All ranks' files are memory-mapped, so only the parts that this rank needs are read.
 
     Args:
         checkpoint: folder of the checkpoint.
@@ -153,7 +153,7 @@ def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: 
         sizes: for each optimizer group, the number of elements in the partition of a rank.
 
     Raises:
-        ValueError: the checkpoint is damaged or for other weights, or `load_file` rejects a file.
+        ValueError: the checkpoint is damaged or belongs to other weights, or `load_file` rejects a file.
     """
     by_rank = {int(re.findall(r"_pp_rank_(\d+)", path.name)[0]): path for path in checkpoint.glob(OPTIMIZER_FILES)}
     saved = [load_file(by_rank[rank])[OPTIMIZER_STATE_DICT] for rank in sorted(by_rank)]

@@ -26,7 +26,7 @@ from vitkd_ds.models.distiller import Distiller
 
 
 def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: int) -> dict[str, Any]:
-    """Return the student's DeepSpeed configuration, completed with the recipe's numbers. Needs no device.
+    """Return the student's DeepSpeed configuration, completed with the recipe's numbers. This needs no device.
 
     Raises:
         ValueError: the file contradicts the recipe, or has settings that the student engine does not support.
@@ -40,7 +40,7 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
     config = load_ds_config(run.ds_config, owned)
     check_student(config, source=run.ds_config)
     resolve_auto(config, world_size=ranks.world_size(), is_compiled=run.is_compiled)
-    # `StudentEngine.step` clips, so DeepSpeed must not. DeepSpeed compares exact classes, so ours is untested.
+    # `StudentEngine.step` clips, so DeepSpeed must not. DeepSpeed compares exact classes and calls ours untested.
     forced = {"gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}
     return {"steps_per_print": None} | config | forced
 
@@ -174,7 +174,8 @@ class StudentEngine:
 
         Args:
             modules: names of the submodules (student, or the name of a loss term), which are the keys of the result.
-            average: return moving averages of the trained weights if the run keeps them. If False, return the weights.
+            average: return moving averages in place of the trained weights, if the run keeps averages. If False, return
+                the trained weights.
         """
         swapped = []  # DeepSpeed gathers only the fp32 weights, so the averages temporarily replace them
         for part, state in self._optimizer.state.items() if average else ():
@@ -208,7 +209,7 @@ class StudentEngine:
         """Restore weights, optimizer state and moving average from a checkpoint of any number of ranks. Collective.
 
         Raises:
-            ValueError: the checkpoint is damaged or for another module.
+            ValueError: the checkpoint is damaged or belongs to another module.
         """
         masters = self.engine.optimizer.single_partition_of_fp32_groups
         sizes = [len(master) for master in masters]

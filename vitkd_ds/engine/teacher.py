@@ -33,8 +33,8 @@ from vitkd_ds.models.stream import WeightStream
 class FeatureModule(nn.Module):
     """Module with `tap_features` as its forward, because DeepSpeed's hooks run only around a module's forward.
 
-    If `kept_BL` is given, it has the indices of the patches to compute. The model's `patch_drop` must then be a
-    `KeptTokens`. Otherwise all patches are computed.
+    Without `kept_BL`, all patches are computed. With `kept_BL`, only the patches with these indices are computed, and
+    the model's `patch_drop` must be a `KeptTokens`.
     """
 
     def __init__(self, model: nn.Module, needs: Needs) -> None:
@@ -62,10 +62,10 @@ def partition_blocks(
     dtype: torch.dtype,
     on_block: Callable[[], None] = lambda: None,
 ) -> None:
-    """Load the weights of a model on the meta device, and partition each block over the ranks. Collective.
+    """Load the weights of a model built on the meta device, and partition each block over the ranks. Collective.
 
-    Rank 0 reads a block, DeepSpeed partitions it over the ranks, and then the next block is read. So a rank holds its
-    partition and at most one whole block. The weights outside blocks are read last, by every rank, and the engine
+    Rank 0 reads a block, DeepSpeed partitions it over the ranks, and then rank 0 reads the next block. So a rank holds
+    its partitions and at most one whole block. The weights outside blocks are read last, by every rank, and the engine
     partitions them. `on_block` is called before each block.
 
     Raises:
@@ -96,7 +96,7 @@ def keeps_whole(placement: str) -> bool:
 def move_buffers(module: nn.Module, device: torch.device) -> None:
     """Move all buffers (for example, of rotary embeddings) to a device.
 
-    If some parameters are already partitioned when DeepSpeed builds its engine, it moves only parameters.
+    DeepSpeed does not move buffers if some parameters are already partitioned when it builds its engine.
     """
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
@@ -115,7 +115,7 @@ class Teacher:
         name: the teacher's name in `run.teachers`.
         micro_batch_size: largest number of images per call.
         on_block: called before each block is read from a file, because reading may take long.
-        left: argument of `Pace`, shared by teachers that run one after another; None creates a new one.
+        left: the queue of `Pace`, shared by teachers that run one after another; None creates a new queue.
     """
 
     def __init__(
@@ -169,8 +169,8 @@ class Teacher:
     def __call__(self, images_BCHW: Tensor, *, are_normalized: bool = False, kept_BL: Tensor | None = None) -> Features:
         """Compute features in the teacher's dtype.
 
-        A compiled teacher pads a smaller batch, such as the last of an evaluation, to a full micro-batch. Otherwise
-        torch would recompile it for each batch size, and it would be slower for the rest of the run.
+        A compiled teacher pads a smaller batch, such as the last of an evaluation, to a full micro-batch. Without
+        padding, torch would recompile the teacher for each batch size, and the rest of the run would be slower.
 
         Args:
             images_BCHW: images with values 0 to 255.
@@ -212,13 +212,13 @@ class Pace:
     """Throttle that lets the host gather at most `most_blocks` blocks that the GPU has not computed yet.
 
     DeepSpeed gathers a block when the host enters it and frees it when the host leaves it. The GPU can reuse the memory
-    only after computing the block. A host that is ten blocks ahead therefore holds ten gathered blocks, and a host that
-    copies an offloaded teacher faster than the GPU computes holds the whole model. Therefore, after each block,
-    the host waits until the GPU has computed an earlier one. Meanwhile the GPU computes the block that the host has
-    just left, and the next block is copied. Blocks that DeepSpeed prefetches (`stage3_prefetch_bucket_size`) are not
-    counted.
+    only after computing the block. If the host were ten blocks ahead, the GPU would hold ten gathered blocks. If the
+    host copied an offloaded teacher faster than the GPU computes, the GPU would hold the whole model. Therefore, after
+    each block, the host waits until the GPU has computed an earlier one. Meanwhile the GPU computes the block that the
+    host has just left, and the next block is copied. Blocks that DeepSpeed prefetches (`stage3_prefetch_bucket_size`)
+    are not counted.
 
-    Create it after DeepSpeed's engine, because hooks that were registered earlier run before the block is freed.
+    Create a Pace after DeepSpeed's engine, because a hook that is registered earlier runs before the block is freed.
 
     Args:
         left: end event and bytes of each block that the host has left and the GPU may not have computed. Teachers that

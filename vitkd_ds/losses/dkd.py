@@ -39,7 +39,7 @@ def dkd_loss(
         labels_B: integer class indices. DKD is not defined for mixed labels; use NKD for them.
         alpha: weight of the first KL divergence, which compares the label with all other classes together.
         beta: weight of the second KL divergence, which compares the other classes among themselves.
-        temperature: T in the factor T^2, the divisor of all logits.
+        temperature: T, the divisor of all logits; the loss has the factor T^2.
 
     Returns:
         fp32 scalar.

@@ -72,7 +72,7 @@ class Feature(LossPart):
         return self.term.calibration_batches if self.term.target in STATISTICS else 0
 
     def features_to_calibrate(self, teacher: Features) -> dict[str, Tensor]:
-        """Return the teacher's features [..., Dt] that need mean and covariance.
+        """Return the teacher's features [..., Dt] whose mean and covariance are needed.
 
         Each key is the path, within this module, of the `Target` that needs them.
         """

@@ -16,13 +16,12 @@ class Features(NamedTuple):
     logits_BK: Tensor
     """Logits of the classifier. For a model without a classifier, the features that a classifier would receive.
 
-    If a loss term trains a distillation-token head, these are, during training, only the logits of the class-token
-    head.
+    If a loss term trains a distillation-token head, the logits during training come only from the class-token head.
     """
     pooled_BD: Tensor | None = None
     """Class token after the final norm. For a model without a class token, the mean of final_BPD."""
     final_BPD: Tensor | None = None
-    """Patch tokens after the last block and the final norm; in a convolutional model, positions of the last map."""
+    """Patch tokens after the last block and final norm; in a convolutional model, positions of the last feature map."""
     blocks: dict[int, Tensor] | None = None
     """Patch tokens [B, P, D] of the residual stream after each block that a loss term reads, by block number.
 

@@ -54,12 +54,12 @@ class ViTKDLoss(nn.Module):
 
     **Source**: arXiv 2209.02432, equations of L_lr and L_gen; cls_KD `vitkd.py`.
 
-    **Differs**: from the paper, in the same way as the official code does. Both sums are divided by the number of
+    **Differs**: like the official code, this class differs from the paper. Both sums are divided by the number of
     images, and the deep sum is also divided by the mask ratio. The number of masked tokens is fixed. Deep features are
     taken after the final norm.
 
-    **Differs**: from the official code. The option `scaled` is new. Grids need not be square or equal. Differences,
-    squares and sums are computed in at least fp32.
+    **Differs**: this class also differs from the official code. The option `scaled` is new. Grids need not be square or
+    equal. Differences, squares and sums are computed in at least fp32.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ def _arguments_of(cls: type[nn.Module]) -> list[str]:
 
 
 def preprocessing_of(description: Mapping[str, Any], weights: Path) -> dict[str, Any]:
-    """Return the values in a student.json for timm's pretrained_cfg. Raises ValueError if a key may name a file."""
+    """Return the values for timm's pretrained_cfg from a student.json. Raise ValueError if a key may name a file."""
     described = description["args"].get("pretrained_cfg_overlay", {}) | description["normalization"]
     if unknown := sorted(described.keys() - {*_PREPROCESSING}):
         raise ValueError(

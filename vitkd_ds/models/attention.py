@@ -31,7 +31,7 @@ class AttentionMaps:
         self._num_prefix_tokens = model.num_prefix_tokens
         self._found: dict[int, Tensor] | None = None
         # Blocks that are compiled one by one share graphs. Without this guard, a graph compiled for a block without a
-        # hook would also be used for a block with one.
+        # hook would also be used for a block with a hook.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         for number in blocks:
             attention = model.blocks[number].attn
@@ -42,7 +42,7 @@ class AttentionMaps:
         self._found = {}
 
     def take(self) -> dict[int, Tensor]:
-        """Return the maps by block, and forget them: attention among patches, [B, P, P], in at least fp32.
+        """Return the stored maps by block, and clear them. A map is attention among patches, [B, P, P], at least fp32.
 
         A map is averaged over heads. Its rows sum to less than 1 if prefix tokens receive some of the attention.
         """
@@ -77,10 +77,10 @@ def mean_attention(
     """Return the probabilities of an attention layer, averaged over heads: [B, N, N], in at least fp32.
 
     Args:
-        attention: a layer of one of KINDS.
+        attention: a layer whose class is in KINDS.
         tokens_BND: the layer's input.
         rope: the rotary embedding passed to the layer, if any.
-        num_queries: number of rows to compute, from the first; None computes all N.
+        num_queries: number of rows to compute, starting with the first; None computes all N.
     """
     query_BAND, key_BAND = _queries_and_keys(attention, tokens_BND, rope)
     query_BAND = at_least_fp32(query_BAND[:, :, :num_queries])

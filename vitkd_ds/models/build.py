@@ -118,9 +118,11 @@ def build_teacher(
         needs_blocks: a term compares blocks, so the model must be an instance of TOKEN_MODELS.
         needs_logits: a term compares logits, so the classifier must have data.num_classes. If False, a classifier for
             another number of classes is dropped, and num_classes of the model is 0. With `config.head`, the probe in
-            that file replaces the classifier. `tap_features` computes the logits with it, as `model.linear_head`.
+            that file becomes `model.linear_head`. `tap_features` then computes the logits with the probe, not with the
+            classifier.
         stream: if possible, leave the weights in their file. The model is then on the meta device, and its
-            `weight_stream` is a `WeightStream`. This needs an instance of TOKEN_MODELS and safetensors that fit it.
+            `weight_stream` is a `WeightStream`. This needs an instance of TOKEN_MODELS, and safetensors files whose
+            tensors fit without changes.
 
     Raises:
         ValueError: as in `build_student`.
@@ -159,13 +161,13 @@ def _streamed_teacher(
     stream = WeightStream(path)
     if not stream.keep(fit_state(model, stream.shapes, path, key=f"{role}.checkpoint", **options)):
         logger.info(
-            "%s.checkpoint=%s needs changes to fit the model: each rank reads it whole", role, config.checkpoint
+            "%s.checkpoint=%s needs changes to fit the model, so each rank reads all of it", role, config.checkpoint
         )
         return None
     try:
         make_buffers(model)
     except NotImplementedError:  # buffers computed from weights, which are not loaded yet: mixed rotary embeddings
-        logger.info("%s computes buffers from its weights: each rank reads it whole", config.model)
+        logger.info("%s computes buffers from its weights, so each rank reads all of them", config.model)
         return None
     _take_normalization(model, path)
     model.weight_stream = stream
@@ -229,7 +231,7 @@ def license_of(config: TeacherConfig) -> str | None:
     if config.checkpoint in ("demo", "random"):
         return None
     if config.checkpoint != "hub" and "recipe" in (described := description_beside(teacher_file(config))):
-        before = read_by_teacher(described).values()  # trained here: its teachers' licences apply
+        before = read_by_teacher(described).values()  # trained with this package: its teachers' licences apply
         licences = dict.fromkeys(each.get("license") for each in before if isinstance(each, dict))
         return ", ".join(filter(None, licences)) or None
     is_named = config.checkpoint == "hub" or "." in config.model

@@ -50,7 +50,7 @@ def forward_flops(model: nn.Module, image_size: int) -> int:
 
 
 def step_gflops(costs: dict[str, dict[str, Any] | None]) -> float:
-    """Return the GFLOPs per image of a training step without losses, from the models' costs in config.json.
+    """Return the GFLOPs per image of a training step, not counting losses, from the models' costs in config.json.
 
     The student's forward pass counts three times, because backward costs as much as two forward passes. A teacher's
     counts once.
@@ -59,7 +59,7 @@ def step_gflops(costs: dict[str, dict[str, Any] | None]) -> float:
 
 
 def head_of(model: nn.Module) -> str | None:
-    """Return words for the input of the classifier in a timm VisionTransformer or Eva; None for other models."""
+    """Describe the input of the classifier of a timm VisionTransformer or Eva; return None for other models."""
     if not isinstance(model, TOKEN_MODELS):
         return None
     if hasattr(model, "head_dist"):
@@ -95,8 +95,9 @@ def term_cost(term: Term, pair: PairInfo, *, num_classes: int) -> tuple[int, int
     """Return the cost of a term per image: operations of forward and backward, and bytes kept from forward to backward.
 
     The bytes are the size of the teacher's bf16 features and of the tensors that autograd saves. The student's features
-    do not count, because they belong to the cost of the student. The term runs on the CPU on zeros, with one image and
-    with two images, and the difference is the cost per image. Operations are counted as in `forward_flops`.
+    do not count, because they belong to the cost of the student. The term runs on the CPU with zeros as features, for
+    one image and for two images, and the difference is the cost per image. Operations are counted as in
+    `forward_flops`.
     """
     part = part_of(term)(term, pair)
     for parameter in part.parameters():  # but not the buffers, because some stay in fp32
@@ -109,7 +110,7 @@ def term_cost(term: Term, pair: PairInfo, *, num_classes: int) -> tuple[int, int
 
 
 def _run_term(part: LossPart, student: Features, teacher: Features) -> tuple[int, int]:
-    # By address, because tensors share memory. Keeping them alive prevents reuse of an address.
+    # By address, because several tensors may share memory. The dict keeps them alive, so that no address is reused.
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ ModelConfig = StudentConfig | TeacherConfig
 
 
 def model_args_of(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
-    """Return a dict `made`, so that `timm.create_model(made["model"], **made["args"])` rebuilds the model."""
+    """Return a dict `made` such that `timm.create_model(made["model"], **made["args"])` rebuilds the model."""
     args = {"num_classes": data.num_classes, "img_size": data.image_size, **config.model_args}
     return {"model": config.model, "args": args}
 

@@ -107,8 +107,8 @@ class Distiller(nn.Module):
             weighted = weighted * factors_T
             factors = {FACTOR + name: factor for name, factor in zip(values, factors_T.unbind())}
         total = weighted.sum()
-        # Parts are detached because DeepSpeed hooks every output with a gradient and would scale a term inside the
-        # total twice for accumulation.
+        # Detach the parts: DeepSpeed hooks every output that has a gradient, so it would scale a term for accumulation
+        # twice, once as an output and once inside the total.
         return (
             {"total": total} | {key: loss.detach() for part in parts.values() for key, loss in part.items()} | factors
         )
@@ -116,8 +116,8 @@ class Distiller(nn.Module):
     def split_by_decay(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return two lists: the trainable parameters with weight decay, and the trainable parameters without it.
 
-        Norms, biases, LayerScale and the weights in timm's no_weight_decay have none. ViTKD's mask token decays, as in
-        the official code.
+        Norms, biases, LayerScale and the weights in timm's no_weight_decay have no weight decay. ViTKD's mask token has
+        weight decay, as in the official code.
         """
         exempt = {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
         decayed, undecayed = [], []

@@ -2,7 +2,7 @@
 
 Tensor names end in the names of their axes: B images of a micro-batch on one rank; C, H, W channels, height and width;
 P patch tokens; N all tokens (prefix and patches); D embedding width (Ds student, Dt teacher); K classes; A heads;
-L selected blocks, or in `kept_BL` selected patches.
+L selected blocks (but in `kept_BL`, selected patches).
 
 timm's `forward_intermediates` returns block outputs, so no backbone is modified.
 """

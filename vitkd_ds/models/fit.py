@@ -63,9 +63,9 @@ def fit_state(
         key: option to name in error messages, such as student.init.
         allow_other_grid: interpolate the position embedding if the file has another square patch grid. If False, raise
             an error.
-        needs_classifier: raise an error if the classifier does not fit. If False, it is dropped with a log line: a
-            student keeps its random classifier, and a teacher becomes a model without a classifier.
-        has_other_classes: the file's classifier is known to be for other classes, even if its shape fits.
+        needs_classifier: raise an error if the classifier does not fit. If False, such a classifier is dropped with a
+            log line: a student keeps its random classifier, and a teacher becomes a model without a classifier.
+        has_other_classes: whether the file's classifier is for other classes, even if its shape fits.
 
     Returns:
         State dict for `load_state_dict`. It has the same tensors, except that a position embedding may be interpolated,
@@ -124,8 +124,8 @@ def _at_own_grid(model: nn.Module, state: dict[str, Tensor], *, source: str, is_
     """Return the weights under timm's current names; interpolate the position embedding if necessary and allowed."""
     own = model.state_dict()
     patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
-    # timm's filter silently resizes patch embeddings of another patch size and drops a pre-logits layer. Neither may go
-    # unnoticed: the filter is skipped for the former, and the latter is added back, so that the comparison reports it.
+    # timm's filter silently resizes patch embeddings of another patch size, and silently drops a pre-logits layer. To
+    # have `fit_state` report them, do not call the filter in the first case, and add the layer back in the second.
     if patches is None or patches.shape != own["patch_embed.proj.weight"].shape:
         return state
     if positions is not None and "pos_embed" in own and positions.shape[1] != own["pos_embed"].shape[1]:

@@ -1,4 +1,4 @@
-"""Precision of fp32 matrix products on a GPU. Imports no DeepSpeed, unlike `vitkd_ds.train.evaluate`."""
+"""Precision of fp32 matrix products on a GPU. Unlike `vitkd_ds.train.evaluate`, this module imports no DeepSpeed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Check timm's model names, check that its pretrained weights fit, and find or download the weight file."""
+"""Check names of timm models, check that their pretrained weights fit, and find or download the weight files."""
 
 from pathlib import Path
 from typing import Any

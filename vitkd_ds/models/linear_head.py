@@ -11,8 +11,8 @@ from vitkd_ds.models.weights import load_state_dict_file
 class LinearHead(nn.Linear):
     """Linear classifier on the pooled feature, or on the pooled feature and the mean patch token.
 
-    The number of columns of the weight decides which. The pooled feature is `pooled_BD` of `tap_features`: the class
-    token, or the mean patch token of a model without a class token.
+    The weight's number of columns shows which input it needs. The pooled feature is `pooled_BD` of `tap_features`: the
+    class token, or the mean patch token of a model without a class token.
 
     **Source**: linear evaluation of DINOv2 and DINOv3, which concatenate the two in this order.
     """
@@ -29,7 +29,7 @@ def load_head(
 ) -> LinearHead:
     """Load a linear probe from a file with one weight and at most one bias. Their names do not matter.
 
-    The weight is [K, dim]. If the model has a class token, it may instead be [K, 2 dim]. The bias is [K].
+    The weight is [K, dim]. If the model has a class token, the weight may instead be [K, 2 dim]. The bias is [K].
 
     Args:
         path: weight file.

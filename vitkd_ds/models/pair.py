@@ -55,14 +55,14 @@ def check_pair(
                     f"blocks, got {outside[0]}. Choose other blocks or a deeper {role}."
                 )
             check_attention(model, attention, role=role, term=name)
-    others = f"Use only terms of logits with it: {', '.join(terms_of_logits(losses))}."
+    others = f"With this model, use only terms that compare logits: {', '.join(terms_of_logits(losses))}."
     student_dim, student_grid = _shape(student, image_size, others)
     teacher_dim, teacher_grid = _shape(teacher, teacher_image_size or image_size, others)
     return PairInfo(student_dim, teacher_dim, student_grid, teacher_grid)
 
 
 def _shape(model: nn.Module, image_size: int, others: str) -> tuple[int, tuple[int, int]]:
-    """Return the width, and the grid (rows, columns), of a model's final tokens or feature map.
+    """Return the width and the grid (rows, columns) of a model's final tokens or feature map.
 
     Raises:
         ValueError: the model's output is not a square grid. The message ends with `others`, the remedy.

@@ -1,8 +1,8 @@
 """Initialise a student with weights selected from a wider or deeper model of the same class.
 
 **Source**: Xu et al., "Initializing Models with Larger Ones" (ICLR 2024) and its code, `weight_selection.py`. The
-student's block i comes from block i, and its s channels are the multiples of w / s among the w channels. The classifier
-stays random.
+student's block i is copied from block i of the larger model. Of its w channels, every (w / s)-th is selected, which
+gives the student's s channels. The classifier stays random.
 
 **Differs**:
 
@@ -10,8 +10,9 @@ stays random.
 - With `heads="whole"`, whole attention heads are selected: the same rows of queries, keys and values, and columns of
   `proj`.
 - With `blocks="even"`, the blocks are spread evenly over the depth.
-- LayerScale that the student lacks is multiplied into `attn.proj` and `mlp.fc2`. A class token without its own position
-  embedding gets one of 0; one that the student cannot hold is added to the class token. Both are exact.
+- If only the larger model has LayerScale, it is multiplied into `attn.proj` and `mlp.fc2`. If only the student has a
+  position embedding of the class token, it is set to 0. If only the larger model has one, it is added to the class
+  token. These conversions are exact.
 """
 
 import re
@@ -34,7 +35,7 @@ AXES = {
     r"mlp\.fc1(_g|_x)?\.bias|mlp\.norm\.\w+": ("hidden",),
     r"mlp\.fc2\.weight": ("width", "hidden"),
 }
-"""Names of a block's tensors -> what their first dimensions index. A fused tensor stacks several parts in one."""
+"""Names of a block's tensors -> axes of their first dimensions. Fused tensors stack several parts along one axis."""
 OUTSIDE = {
     r"patch_embed\.proj\.\w+|norm(_pre)?\.\w+|fc_norm\.\w+": 0,
     r"cls_token|reg_token|dist_token|pos_embed": 2,
@@ -55,7 +56,7 @@ def indices(size: int, wanted: int) -> Tensor:
     """Return `wanted` ascending indices below `size`, int64, evenly spread.
 
     Raises:
-        ValueError: more are wanted than there are.
+        ValueError: `wanted` exceeds `size`.
     """
     if wanted > size:
         raise ValueError(f"cannot select {wanted} of {size}")
@@ -69,8 +70,8 @@ def select_weights(student: nn.Module, source: nn.Module, *, heads: str, blocks:
 
     Args:
         student, source: instances of `vitkd_ds.models.features.TOKEN_MODELS` on the CPU, for the same patch grid.
-        heads: "whole" selects attention heads, "even" channels of all heads.
-        blocks: "first" takes block i from block i, "even" spreads the blocks over the source's depth.
+        heads: "whole" selects whole attention heads; "even" selects channels from all heads.
+        blocks: "first" takes block i from block i; "even" spreads the blocks over the source's depth.
 
     Raises:
         ValueError: the source is smaller than the student, or differs from it in more than size.
@@ -140,7 +141,7 @@ def _check_kinds(student: nn.Module, source: nn.Module) -> None:
 
 
 def _check_rotary(student: nn.Module, source: nn.Module, heads: str) -> None:
-    """Raise ValueError if rotary embeddings would act on channels other than those in the source."""
+    """Raise ValueError if rotary embeddings would act on other channels than in the source."""
     has_rope = getattr(student, "rope", None) is not None
     if has_rope and (heads == "even" or _head_dim(student) != _head_dim(source)):
         raise ValueError(
@@ -161,7 +162,9 @@ def _qkv(student: nn.Module, source: nn.Module, heads: str) -> Selection:
 
 
 def _folded(source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a block's tensors under the student's names, with LayerScale folded or set to 1 where only one has it.
+    """Return a block's tensors under the student's names.
+
+    LayerScale that only the source has is folded into other weights. LayerScale that only the student has is set to 1.
 
     Raises:
         ValueError: the blocks differ in other tensors.

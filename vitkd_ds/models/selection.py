@@ -19,7 +19,7 @@ from vitkd_ds.models.features import features_of_logits
 
 
 class KeptTokens(nn.Module):
-    """Replacement for a VisionTransformer's `patch_drop`, which runs after the position embedding. It selects tokens.
+    """Module that selects tokens. It replaces a VisionTransformer's `patch_drop`, which follows the position embedding.
 
     It keeps the prefix tokens, and the patches with the indices `kept_BL`. If `kept_BL` is None, it keeps all patches.
     """

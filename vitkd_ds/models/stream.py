@@ -48,11 +48,11 @@ class WeightStream:
         self._places = {name: self._places[names[id(tensor)]] for name, tensor in self.shapes.items()}
 
     def keep(self, state: dict[str, Tensor]) -> bool:
-        """Rename the tensors as in `state`, whose values are tensors of `shapes`. Drop tensors that `state` lacks.
+        """Give the tensors the names that they have in `state`, a dict of tensors from `shapes`. Drop all others.
 
         Returns:
             Whether the tensors were renamed. If `state` contains a tensor that is not in `shapes`, the weights of the
-            file do not fit unchanged. The result is then False, and nothing changes.
+            file do not fit without changes. The result is then False, and no name changes.
         """
         names = {id(tensor): name for name, tensor in self.shapes.items()}
         if any(id(tensor) not in names for tensor in state.values()):
@@ -62,7 +62,7 @@ class WeightStream:
         return True
 
     def fill(self, module: nn.Module, prefix: str, dtype: torch.dtype, *, is_read: bool = True) -> None:
-        """Replace the meta tensors of a module by the weights, on the CPU and in `dtype`.
+        """Replace the meta tensors of a module with the weights, on the CPU and in `dtype`.
 
         Args:
             module: a block of the model, or the model itself.
@@ -97,7 +97,7 @@ class WeightStream:
 
 
 def make_buffers(model: nn.Module) -> None:
-    """Compute the buffers that are not in weight files, such as rotary embeddings, for a model on the meta device."""
+    """Compute the buffers of a model on the meta device that weight files lack, such as rotary embeddings."""
     persistent = model.state_dict().keys()
     for path, buffer in list(model.named_buffers()):
         if path not in persistent:
@@ -107,7 +107,10 @@ def make_buffers(model: nn.Module) -> None:
 
 
 def _header(file: Path, wanted: list[str]) -> dict[str, Tensor]:
-    """Return a meta tensor with the shape and dtype of each wanted tensor in a file; of all if `wanted` is empty."""
+    """Return meta tensors with the shapes and dtypes of the tensors in a file.
+
+    Only the names in `wanted` are returned; if `wanted` is empty, all are returned.
+    """
     if not file.is_file():
         raise ValueError(f"no weight file at {file}. Check the path.")
     try:

@@ -1,7 +1,7 @@
 """Read weights from a file without running code from it, and rename them to timm's keys.
 
 The file may come from timm (including exported students), facebookresearch/deit (DeiT and DeiT III), mmcls, mmpretrain
-or cls_KD. It may be a .safetensors file or a torch pickle, and contain only the weights or a training checkpoint. A key
+or cls_KD. It may be a .safetensors file or a torch pickle, with only the weights or a whole training checkpoint. A key
 without a renaming rule stays unchanged, so that strict loading reports it. DeiT III's `gamma_1` also stays unchanged,
 because timm's filter renames it later.
 """
@@ -97,19 +97,19 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
 
 @contextmanager
 def as_utf8(path: Path) -> Iterator[str]:
-    """Yield a path to an existing file that safetensors can open, because it accepts only paths in UTF-8."""
+    """Yield a path under which safetensors can open an existing file. safetensors accepts only paths in UTF-8."""
     with path.open("rb") as file:
         yield str(path) if str(path).isprintable() else f"/proc/self/fd/{file.fileno()}"
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises SafetensorError if it is damaged."""
+    """Read a safetensors file. Raise SafetensorError if it is damaged."""
     with as_utf8(path) as name:
         return load_file(name)
 
 
 def files_of_index(path: Path) -> dict[str, Path]:
-    """Return the file of each tensor by name, from an index of safetensors files.
+    """Return a dict from tensor name to file, read from an index of safetensors files.
 
     Raises:
         ValueError: the file is missing or is not such an index.
@@ -200,7 +200,7 @@ def library_of(names: Iterable[str]) -> str:
 
 
 def _renamed(new_names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys in `new_names` and drop all other keys. Raises ValueError if two keys get the same name."""
+    """Rename the keys in `new_names` and drop all other keys. Raise ValueError if two keys get the same name."""
     renamed = {new: state[old] for old, new in new_names.items()}
     if len(renamed) < len(new_names):
         twice = sorted(new for new in renamed if list(new_names.values()).count(new) > 1)

@@ -1,9 +1,9 @@
 """Recipes: complete settings of runs, each with a name. Start reading at `build_run`.
 
 Each recipe is a function that returns a Run. Its docstring gives the command, the expected top-1, the hardware and the
-source; `vitkd-ds recipes` prints the docstring's first line. `imagenet` has the pairs of student and teacher in the
-ViTKD paper, `rivals` has other methods, `foundation` has DINOv3 teachers, `demo` has the demo that comes with the
-package, and `images` has defaults for your own images.
+source; `vitkd-ds recipes` prints the docstring's first line. `imagenet` has the student-teacher pairs of the ViTKD
+paper, `rivals` has other methods, `foundation` has DINOv3 teachers, `demo` has the demo that comes with the package,
+and `images` has defaults for your own images.
 """
 
 import logging
@@ -45,8 +45,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
 def build_run(recipe: str, *, debug: bool = False) -> Run:
     """Return the run of a named recipe, or the stored run in a folder if `recipe` has a slash or exists as a path.
 
-    A stored run keeps its workdir, so that training continues it. Its `resume` is reset to auto, because the checkpoint
-    that it started from may no longer exist. Its `extend` is reset to False.
+    A stored run keeps its workdir, so that training continues in that folder. Its `resume` is reset to auto, because
+    the checkpoint that it started from may no longer exist. Its `extend` is reset to False.
 
     Args:
         debug: reduce a named recipe to a few steps on the demo images that come with the package.
@@ -69,7 +69,7 @@ def build_run(recipe: str, *, debug: bool = False) -> Run:
 
 
 def _debug_size(run: Run) -> Run:
-    """Reduce a run to a few steps on the demo images. Its models stay, but teachers from the hub get random weights."""
+    """Reduce a run to a few steps on the demo images. It keeps its models; teachers from the hub get random weights."""
     # On a laptop CPU, a 224-px image takes sixty times as long as the demo's 28-px images.
     is_small = run.data.image_size <= 28
     teachers = dict(run.teachers)
@@ -77,7 +77,7 @@ def _debug_size(run: Run) -> Run:
         if teacher.checkpoint == "hub":
             args = dict(teacher.model_args)
             if "_7b_" in teacher.model:
-                args["depth"] = 2  # all blocks would not fit a laptop
+                args["depth"] = 2  # all blocks would not fit into a laptop's memory
             teachers[name] = replace(teacher, checkpoint="random", model_args=args)
     return replace(
         run,

@@ -35,8 +35,8 @@ def demo() -> Run:
         teachers={
             "teacher": TeacherConfig(model="deit3_small_patch16_224", model_args=TEACHER_ARGS, checkpoint="demo")
         },
-        # The paper's alpha and beta scale sums over 196 tokens of width 384 or more. The demo's 49 tokens of width 128
-        # give a twelfth of the summands; the remaining factor of eight was tuned on seed 0 (EXPERIMENTS.md).
+        # The paper's alpha and beta are for sums over 196 tokens of width 384 or more. The demo's 49 tokens of width
+        # 128 give a twelfth of the summands; the remaining factor of eight was tuned on seed 0 (EXPERIMENTS.md).
         losses=replace(plain.losses, nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(weight=1, alpha=3e-3, beta=3e-4)),
     )
 

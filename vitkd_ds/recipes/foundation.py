@@ -20,8 +20,8 @@ def deit_tiny_from_dinov3_large_probe() -> Run:
     All settings except the teacher are as in the ViTKD paper. Probes for ImageNet-1k are published
     (yberreby/dinov3-in1k-probes); the one for ViT-L has 87.44 % top-1 at 512 px. Here, the teacher gets 224-px images,
     so that it has the same 14 x 14 grid of patches as the student. This lowers its accuracy, which a run measures at
-    its start. With `--teacher.image_size=512`, it gets images of the size that the probe was trained for, at nearly
-    six times the FLOPs.
+    its start. With `--teacher.image_size=512`, the teacher gets images of the size that the probe was trained for, at
+    nearly six times the FLOPs.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_from_dinov3_large_probe --teacher.head
     head.safetensors`. Expected top-1: unknown.
@@ -43,7 +43,7 @@ def vit_small_from_dinov3_large() -> Run:
     adapters. The loss of lightly-train's third version of distillation compares cosine similarities among tokens and
     among images. The other settings are our choice: 100 epochs, 3-Augment with colour jitter as in DeiT III, no Mixup
     or CutMix, AdamW with learning rate 1e-3 at 1,024 images. ImageNet-1k is only an example: pass your own images with
-    `--data.train` and `--data.val`. They may be unpacked, or packed with `--labels none`.
+    `--data.train` and `--data.val`. The images may be unpacked, or packed with `--labels none`.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe vit_small_from_dinov3_large`; then `vitkd-ds eval
     runs/vit_small_from_dinov3_large --knn --probe --train TRAIN --val VAL`. Expected accuracy: unknown.

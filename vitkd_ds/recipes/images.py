@@ -8,8 +8,8 @@ def images() -> Run:
     """Your own images: a student distilled from a teacher of your choice, or trained without one (--teacher none).
 
     Command: `python train.py --recipe images --data.train TRAIN --data.val VAL --student.model MODEL
-    --teacher.checkpoint RUN --epochs N`, where TRAIN and VAL are .betons or folders with a folder per class. Expected
-    top-1: it depends on the images. docs/images.md is a walk-through. Hardware: two CPU cores or more.
+    --teacher.checkpoint RUN --epochs N`, where TRAIN and VAL are .beton files, or folders with one subfolder per class.
+    Expected top-1: it depends on the images. docs/images.md is a walk-through. Hardware: two CPU cores or more.
 
     The classes are taken from TRAIN. The warm-up takes the first 5 % of the run. ViTKD's alpha and beta are taken from
     the paper, scaled to the student's number of tokens and the teacher's width.

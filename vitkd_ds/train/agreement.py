@@ -1,4 +1,4 @@
-"""Similarity of features between a student without a classifier and its teacher (CKA)."""
+"""Similarity (CKA) between the features of a student without a classifier and of its teacher."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from vitkd_ds.train.calibrate import Sums
 Watch = Callable[[Features, Features], dict[str, Tensor]]
 
 IMAGES = 32
-"""Number of images whose features are converted to fp64 at once; it limits memory."""
+"""Number of images whose features are converted to fp64 at once, to limit memory use."""
 
 
 class Agreement:
@@ -82,7 +82,7 @@ def cka(covariance_DD: Tensor, student_dim: int) -> float:
         student_dim: number of student channels, which come first.
 
     Returns:
-        A number from 0 to 1. It is 0 if one model's features are equal for all images.
+        A number from 0 to 1. It is 0 if one of the models returns the same features for all images.
 
     **Source**: Kornblith et al., ICML 2019 (arXiv 1905.00414), section 3.
     """

@@ -1,4 +1,4 @@
-"""Measure mean and covariance of teacher features before training, for terms that need them."""
+"""Measure the mean and covariance of teacher features before training, for loss terms that need them."""
 
 import logging
 from contextlib import closing
@@ -35,7 +35,7 @@ def calibrate(parts: Parts) -> None:
             key = place * ranks.world_size() + ranks.rank()
             images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
             _, teachers_BCHW, _ = parts.inputs(images_BCHW, labels_B, step=0, place=key)
-            # Run each teacher once, also when several terms use it.
+            # Run each teacher only once, even if several terms use it.
             features = {
                 teacher: parts.teachers[teacher](teachers_BCHW[teacher], are_normalized=True)
                 for teacher in dict.fromkeys(teacher_by_term.values())
@@ -53,9 +53,9 @@ def calibrate(parts: Parts) -> None:
 
 
 def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
-    """Fix the transform of one target of a loss term, equal on all ranks. Collective.
+    """Compute the transform of one target of a loss term, and store it with equal values on all ranks. Collective.
 
-    Rank 0's buffers are broadcast. Otherwise the ranks could differ, because the sign of an eigenvector is arbitrary.
+    Rank 0's buffers are broadcast, because the sign of an eigenvector is arbitrary and could differ between ranks.
 
     Args:
         sums: sums over the features that the target transforms.
@@ -79,7 +79,7 @@ def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
 
 
 def module_batches(module: torch.nn.Module) -> int:
-    """Return the number of micro-batches that a loss term computes mean and covariance from; 0 if it needs neither."""
+    """Return the number of micro-batches for a loss term's mean and covariance; 0 if the term needs neither."""
     return getattr(module, "num_calibrating", 0)
 
 
@@ -87,7 +87,7 @@ class Sums:
     """Running count, sum and sum of outer products of features [..., D], in fp64.
 
     All ranks must create an instance together and call `mean_and_covariance` together. The first micro-batch's mean is
-    subtracted from all features. Otherwise rounding would lose the variance of a channel with a mean far from 0.
+    subtracted from all features. Without this shift, rounding would lose the variance of channels with a large mean.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -106,7 +106,7 @@ class Sums:
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
         """Return the mean [D] and covariance [D, D] of the features of all ranks. Collective.
 
-        Call this only once per instance, because it replaces this rank's sums by the sums over all ranks.
+        Call this only once per instance, because it replaces this rank's sums with the sums over all ranks.
         """
         count, sum_D, products_DD = map(ranks.sum_over_ranks, (self.count, self.sum_D, self.products_DD))
         mean_D = sum_D / count

@@ -26,7 +26,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno <= logging.INFO and not is_first_rank():
             return
-        with suppress(OSError):  # sys.stderr may not be `secure`'s stream any more
+        with suppress(OSError):  # something may have replaced the stream that `secure` installed
             with tqdm.external_write_mode(file=sys.stderr):  # hides the bar while the message is written
                 print(self.format(record), file=sys.stderr, flush=True)
 
@@ -62,7 +62,7 @@ def ending_quietly() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which the interpreter flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout again at exit
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         write_now("stopped")
@@ -78,10 +78,10 @@ def is_first_rank() -> bool:
 
 
 def secure(name: str = "stderr") -> None:
-    """Make printing to sys.stderr, or to sys.stdout if named, never raise an error.
+    """Ensure that printing to the stream sys.`name` ("stderr" or "stdout") never raises an error.
 
-    Call this before opening any file. A standard stream that is closed at startup is replaced by /dev/null. Otherwise
-    the next opened file would get the descriptor of that stream, and a library's message could end up in a checkpoint.
+    Call this before opening any file. A standard stream that is closed at startup is replaced by /dev/null. Without
+    this, the next opened file would get that stream's descriptor, and a library's message could end up in a checkpoint.
     """
     for number in range(3):
         try:

@@ -157,7 +157,7 @@ def evaluate_knn(
         (train_ND, labels_N), (val_MD, labels_M) = (pooled_features(student, each, **options) for each in loaders)
     except GivenUp:
         return None
-    train_ND, labels_N = ranks.gather(train_ND), ranks.gather(labels_N)  # equal row counts on all ranks, with padding
+    train_ND, labels_N = ranks.gather(train_ND), ranks.gather(labels_N)  # padding makes row counts equal on all ranks
     train_ND, labels_N = train_ND[labels_N >= 0], labels_N[labels_N >= 0]
     votes_MK = knn_votes(train_ND, labels_N, val_MD, num_classes=len(loaders[0].classes))
     hits = torch.stack([(votes_MK.argmax(1) == labels_M) & (labels_M >= 0), labels_M >= 0]).double().sum(1)

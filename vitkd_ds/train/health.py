@@ -19,16 +19,16 @@ A condition that holds only briefly causes no warning, because warm-up is not ty
 
 
 def terms_of(values: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, str]:
-    """Map each key of a log line that belongs to a loss term to the name of this term.
+    """Return a dict from the keys of a log line to the names of the loss terms that they belong to.
 
-    The key is the term's name, or starts with it if the term logs several values (such as `vitkd_mimic`). Other keys
-    are left out.
+    A key is the term's name, or starts with it if the term logs several values (such as `vitkd_mimic`). Keys that
+    belong to no term are left out.
     """
     return {key: name for key in values for name in weights if key == name or key.startswith(f"{name}_")}
 
 
 def parts_of_total(values: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the contribution to the total loss of each value of a loss term in a log line, by key.
+    """Return how much each value of a loss term in a log line contributes to the total loss, by key.
 
     The contribution is weight * value. If the terms are balanced, it is multiplied by the learned factor.
     """
@@ -46,7 +46,7 @@ class Health:
         least, most = PATIENCE_STEPS
         self._patience = int(min(most, max(least, PATIENCE_PART * total_steps)))
         self._since: dict[str, int] = {}
-        """Condition to the first step since which it has held."""
+        """For each condition that holds now, the first step of the period in which it has held."""
         self._said: set[str] = set()
 
     def observe_step(self, step: int, grad_norm: float) -> None:

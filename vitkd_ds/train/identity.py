@@ -89,7 +89,7 @@ def check_identity(start: Start | None, identity: dict[str, Any], *, free: tuple
             raise ValueError(f"{start.config} is missing, so the settings of {start.path} are unknown. Restore it.")
         content = identity["inputs"]["data.train"][1]
         before = {"settings": {}, "inputs": {"data.train": [start.manifest["train_state"]["data"], content]}}
-    # Settings that only this launch has were added later; their defaults match the earlier version's behaviour.
+    # Settings that the checkpoint lacks were added in later versions; their defaults keep the earlier behaviour.
     settings = identity["settings"]
     changed = [key for key, value in before["settings"].items() if settings.get(key) != value and key not in free]
     changed += [key for key, now in identity["inputs"].items() if before["inputs"].get(key, now) != now]

@@ -15,9 +15,8 @@ class Inputs:
     """Preprocessor from uint8 images and labels to soft targets and normalised images for each model.
 
     Models with equal mean, std and dtype share one tensor. On a GPU with compiled models, one compiled function mixes
-    and normalises the images. It reads each image twice and writes each result once, and its results differ in the last
-    bits from the results of the separate operations. On a CPU, the separate operations are used because they are
-    faster.
+    and normalises the images. It reads each image twice and writes each result once. Its results differ in the last
+    bits from those of separate operations, which are used in all other cases. On a CPU, separate operations are faster.
     """
 
     def __init__(

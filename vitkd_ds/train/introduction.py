@@ -57,7 +57,7 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
 def describe_run(parts: Parts, resumed_step: int, *, models: dict[str, Any], workdir: str) -> None:
     """Write config.json, and remove the `done` file, so that a run that is being extended counts as unfinished.
 
-    A resumed run also writes config.json again. Its settings are unchanged, but its folder may have been moved and
+    A run writes config.json again when it resumes. Its settings are unchanged, but its folder may have been moved, and
     packages may have been updated.
 
     Args:
@@ -95,7 +95,7 @@ def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], 
     config = Path(run.workdir) / CONFIG
     if not resumed_step:
         return [], []
-    if not config.exists():  # it starts from another run's checkpoint
+    if not config.exists():  # the run starts from another run's checkpoint
         return [resumed_step] if run.extend else [], []
     before = read_json(config, {"plan.total_steps": int, "extended_at_steps": list | None, "starts": list | None})
     is_longer = before["plan"]["total_steps"] < total_steps

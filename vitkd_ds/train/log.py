@@ -33,8 +33,8 @@ class MetricsLog:
     """Log of a run's metrics: one line in metrics.jsonl per log step and per evaluation. Only rank 0 writes.
 
     A resumed run repeats the steps after `resumed_step` and the evaluations after `evaluated_step`. Their old lines are
-    dropped first, so that the file has each step once. Every value also goes to the trackers in `trackers`, which get
-    the run's `settings` when they are opened.
+    dropped first, so that no step or evaluation is in the file twice. Every value also goes to the trackers named in
+    `trackers`. They get the run's `settings` when they are opened.
     """
 
     def __init__(
@@ -150,11 +150,10 @@ OF_THE_MACHINE = ("images_per_s", "s_per_step", "data_wait_s", "memory_gib", "tf
 
 @dataclass
 class Meter:
-    """Meter of the loss terms' means over steps and ranks, and of the training speed.
+    """Meter of the training speed, and of each loss term's mean over steps and ranks.
 
     Time for evaluations and checkpoints is not counted. The first step of a process is not timed, because it compiles
-    and warms up. After a restart from a checkpoint between two log steps, the first means cover fewer steps than the
-    following ones.
+    and warms up. If a run resumes between two log steps, its first means cover fewer steps than later ones.
 
     `clock` must wait for the device and then return the time in seconds. `image_gflops` is the number of GFLOPs per
     trained image. If `peak_tflops` of the device is known, TFLOP/s and MFU (the fraction of the peak) are computed.
@@ -229,7 +228,10 @@ class Meter:
 
     @property
     def images_per_s(self) -> float | None:
-        """Images per second over all timed steps; before these, the speed of the first step, or None without one."""
+        """Images per second over all timed steps.
+
+        Before any step is timed, this is the speed of the first step, or None if the first step has not ended.
+        """
         if self.timed_steps:
             return self.global_batch_size * self.timed_steps / self.timed_s
         return self.global_batch_size / self.warmup_s if self.warmup_s is not None else None

@@ -78,7 +78,8 @@ def train(run: Run) -> dict[str, Any] | None:
     given = run.workdir
     workdir = Path(run.workdir).resolve()
     run = replace(run, workdir=str(workdir))
-    # Look before taking the lock, so that a rejected run changes nothing. Look again after: another job may have run.
+    # Look before taking the lock, so that a rejected run changes nothing. Look again while holding it, because another
+    # job may have run in between.
     is_done, _ = ranks.on_main(lambda: _look(run))
     if not is_done:
         lock = RunLock(workdir)
@@ -153,7 +154,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
         check_teacher(parts)
         check_fp8(parts)
         calibrate(parts)
-    # From here on, the run writes to its folder, and the next step answers a signal by saving.
+    # From here on, the run writes to its folder. If a signal arrives, the run saves after its next step.
     saver = Saver(workdir, run.checkpoint, parts.student_description(), lock.check, identity)
     if start and start.is_own:
         saver.saved_step = state.step

@@ -19,7 +19,7 @@ from vitkd_ds.data.transfer import send
 T = TypeVar("T")
 
 MIX_STREAM = 3
-"""Last element of the random-generator key in `mix_step`; it makes these draws differ from others of the same step."""
+"""Last element of the generator key in `mix_step`. It separates these random draws from others of the same step."""
 
 
 def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float) -> Tensor:
@@ -76,8 +76,8 @@ def mix(
         rng: the only source of randomness.
         mix_mode: "batch" draws the kind of mixing, lam and the box once per micro-batch, "element" once per image.
         render: see `mix_step`.
-        out: float32 output buffer in the images' shape, used only in mode "batch" without `render`. None allocates a
-            buffer; on a CPU, the allocation takes longer than the mixing.
+        out: float32 output buffer in the images' shape, used only if mix_mode is "batch" and `render` is None. If `out`
+            is None, a buffer is allocated; on a CPU, this takes longer than the mixing.
 
     Returns:
         The mixed images (float32 in the memory format of the input) or the result of `render`, and the mixed targets
@@ -90,7 +90,7 @@ def mix(
     if render or mix_mode == "element":
         mixing = _send(drawn, images_BCHW.device)
         return (render or blend)(images_BCHW, mixing), _blend_targets(targets_BK, mixing)
-    # One lam and box for all images need no per-pixel weights, which cost a CPU more than the mixing itself.
+    # All images share one lam and box, so no per-pixel weights are needed. On a CPU, those take longer than the mixing.
     partner_B, lam = send(drawn.partner_B, images_BCHW.device), float(drawn.lam_B[0])
     images = torch.empty_like(images_BCHW, dtype=torch.float32) if out is None else out
     if drawn.is_cutmix_B[0]:
@@ -189,7 +189,7 @@ def mix_step(
     render: Callable[..., T] | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor | T, Tensor]:
-    """Mix a micro-batch with a run's settings (see `mix`), and seed torch's generator for masks and drop path.
+    """Apply a run's Mixup and CutMix settings to a micro-batch (see `mix`), and seed torch for masks and drop path.
 
     All random draws depend only on the run's seed, `step` and `place`. Therefore they are the same for any number of
     ranks, and checkpoints need no generator state.

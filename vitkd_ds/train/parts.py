@@ -1,4 +1,4 @@
-"""Build a run's components on one rank, and check its files and settings.
+"""Check a run's files and settings, and build its components on one rank.
 
 `vitkd-ds doctor` calls the same functions one at a time.
 """
@@ -47,7 +47,7 @@ class Models:
     student: nn.Module
     teachers: dict[str, nn.Module]
     pairs: dict[str, PairInfo | None]
-    """For each teacher, widths and patch grids of it and the student; None if no loss term compares its tokens."""
+    """Teacher name to widths and patch grids of student and teacher; None if no term compares that teacher's tokens."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Parts:
     watched: dict[str, LossPart] = field(default_factory=dict)
     """Loss terms whose metrics are evaluated in a run without labels, by name. They are fp32 copies on the CPU."""
     knn_loaders: tuple[Loader, Loader] | None = None
-    """Loaders of labelled images for k-NN, with validation crops: first neighbours, then images to classify."""
+    """Two loaders of labelled images for k-NN, with validation crops: the neighbours, and the images to classify."""
     train_loader: Loader | None = None
     """None in `vitkd-ds doctor`, which trains on random images. The same holds for val_loader."""
     val_loader: Loader | None = None
@@ -115,7 +115,7 @@ def build_parts(run: Run, device: torch.device) -> Parts:
         ValueError: a setting, file or model is invalid or incompatible. It is raised on all ranks.
     """
     split = split_of(run)
-    # A file missing on one node must end all ranks: the others would wait for it in the first collective.
+    # If a file is missing on one node, all ranks must end: the other ranks would wait forever in the first collective.
     ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))
     train_loader = ranks.together(lambda: open_split(run, "train", split.micro_batch_size, device))
     classes = train_loader.classes
@@ -146,7 +146,7 @@ def start_engines(
     # Copy before the engine rounds the student to bf16 and moves it to the device.
     export_model = deepcopy(models.student).to(device).eval()
     keep_tokens = {name: teacher.keep_tokens for name, teacher in run.teachers.items()}
-    torch.manual_seed(run.seed + 1)  # identical loss weights on every rank, for any teacher placement
+    torch.manual_seed(run.seed + 1)  # the losses' layers start equal on every rank, for any teacher placement
     distiller = Distiller(models.student, run.losses, models.pairs, ranks.gather, keep_tokens=keep_tokens)
     active = {} if run.data.num_classes else run.losses.active()
     watched = {name: deepcopy(distiller.parts[name]).eval() for name, term in active.items() if term.is_watched}
@@ -173,7 +173,8 @@ def start_engines(
 def check_is_read_alike(teacher: nn.Module, role: str) -> None:
     """Raise ValueError on all ranks unless all hold the whole teacher or all stream its blocks. Collective.
 
-    A rank that streams the teacher's weights block by block calls other collectives, so a mixture would deadlock.
+    Ranks that stream the weights block by block and ranks that hold the whole teacher call different collectives, so a
+    mixture would deadlock.
     """
     are_streamed = ranks.from_all(hasattr(teacher, "weight_stream"))
     if len(set(are_streamed)) > 1:
@@ -192,10 +193,10 @@ def split_of(run: Run) -> BatchSplit:
 def open_split(
     run: Run, split: str, micro_batch_size: int, device: torch.device, *, classes: tuple[str, ...] | None = None
 ) -> Loader:
-    """Build this rank's loader of the split train or val. It raises the errors of `build_loader`.
+    """Build this rank's loader for a split, "train" or "val". Errors are those of `build_loader`.
 
     Args:
-        classes: class names in label order, which include the split's classes; None keeps the split's own classes.
+        classes: class names in label order. They must include the split's classes. None keeps the split's own classes.
     """
     is_train = split == "train"
     return build_loader(
@@ -217,7 +218,7 @@ def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loa
     """Build this rank's loaders of data.knn_train and data.knn_val; return None if they are not set.
 
     Raises:
-        ValueError: a file is missing, unlabelled or too small for k-NN, or both files do not have the same classes.
+        ValueError: a file is missing, unlabelled or too small for k-NN, or the two files have different classes.
     """
     if not run.data.knn_train:
         return None

@@ -24,7 +24,7 @@ FLOOR = 1e-4
 Without this bound, standardising would amplify the noise of a nearly constant channel.
 """
 ROWS = 256
-"""Number of validation images to compute similarities for at once; it limits memory."""
+"""Number of validation images whose similarities are computed at once, to limit memory use."""
 
 
 class Probe(NamedTuple):
@@ -52,8 +52,8 @@ def knn_votes(
 ) -> Tensor:
     """Compute each validation image's k-NN votes for the classes.
 
-    The k training images with the largest cosine similarity vote for their own classes, each with the weight exp(cosine
-    / temperature).
+    The k training images with the largest cosine similarity vote for their own classes. The weight of a vote is
+    exp(cosine / temperature).
 
     Args:
         train_ND, val_MD: features, any float dtype, on one device.

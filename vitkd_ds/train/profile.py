@@ -14,9 +14,9 @@ from vitkd_ds.engine import ranks
 logger = logging.getLogger(__name__)
 
 WAIT = 5
-"""Number of first steps; they are not profiled, because they compile."""
+"""Number of steps at the start that are not profiled, because they compile."""
 WARMUP = 3
-"""Number of next steps; their profile is discarded, because the profiler starts slowly."""
+"""Number of steps after these whose profile is discarded, because the profiler starts slowly."""
 PARTS = ("data", "teacher", "forward", "backward", "update")
 """Names under which `vitkd_ds.train.step.train_step` marks its parts."""
 ROWS = 30
@@ -26,9 +26,9 @@ ROWS = 30
 def profiled(num_steps: int, workdir: Path) -> AbstractContextManager[Any]:
     """Return a context manager that yields a profiler.
 
-    It yields None on other ranks than 0, and on all ranks if `num_steps` is 0. Call the profiler's `step` after each
-    update. After the first WAIT + WARMUP + num_steps updates of this launch, rank 0 writes trace.json.gz (for
-    chrome://tracing or https://ui.perfetto.dev) and table.txt to RUN/profile.
+    The context manager yields None on ranks other than 0, and on all ranks if `num_steps` is 0. Call the profiler's
+    `step` after each update. After the first WAIT + WARMUP + num_steps updates of this launch, rank 0 writes
+    trace.json.gz (for chrome://tracing or https://ui.perfetto.dev) and table.txt to RUN/profile.
     """
     if not num_steps or ranks.rank():
         return nullcontext()

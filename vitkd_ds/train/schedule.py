@@ -24,8 +24,7 @@ def split_batch(global_batch_size: int, *, world_size: int, limit: int) -> Batch
     """Split a global batch into the largest equal micro-batches of at most `limit` images.
 
     Raises:
-        ValueError: the global batch is not divisible by the number of ranks; the message lists
-            numbers of ranks that are possible.
+        ValueError: the global batch is not divisible by the number of ranks; the message lists the possible numbers.
     """
     share, rest = divmod(global_batch_size, world_size)
     if rest:

@@ -55,7 +55,7 @@ def listen() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     _pipe[:] = [reading]
     for number in ASKING:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _handle)
     _launchers[:] = _launchers_above(os.getppid())
 
@@ -109,7 +109,7 @@ def _look() -> None:
 def _note(name: str) -> None:
     if name not in _came:
         _came[name] = time.monotonic()
-        # Not through logging: a handler may interrupt a message while logging's lock is held.
+        # Do not use logging here: a signal may interrupt a log message while logging's lock is held.
         console.write_now(f"{name}: stopping after this step and its checkpoint")
 
 

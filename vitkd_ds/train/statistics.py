@@ -14,7 +14,8 @@ NORMAL_95 = 1.96
 ROUNDING = 2e-5
 """Values count as equal if their range is at most this many percentage points.
 
-metrics.jsonl stores seven digits, so a percentage is exact to 5e-6 points and a difference of two to 1e-5 points.
+metrics.jsonl stores seven digits, so a percentage is exact to 5e-6 points, and the difference of two percentages is
+exact to 1e-5 points.
 """
 
 
@@ -50,7 +51,7 @@ def paired_interval(num_images: int, num_gained: int, num_lost: int) -> tuple[fl
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return Student's 95 % interval for the mean of two or more independent percentages.
 
-    Return None if all values are equal, because there are then too few values to estimate their variance.
+    Return None if all values are equal, because their variance cannot be estimated from so few values.
     """
     if _are_equal(values):
         return None

@@ -48,7 +48,7 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
     """Queue one optimizer update without waiting for the device. Collective.
 
     Args:
-        micro_batches: iterator that yields pairs of uint8 images [B, C, H, W] and labels [B].
+        micro_batches: iterator over pairs (images, labels): uint8 [B, C, H, W] and integers [B].
         step: number of earlier updates.
     """
     run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
@@ -62,7 +62,7 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
     waited_s = 0.0
     for micro in range(num_micro):
         watchdog.enter("step", step)
-        place = micro * ranks.world_size() + ranks.rank()  # keys the random draws, independent of the number of ranks
+        place = micro * ranks.world_size() + ranks.rank()  # key of random draws: equal for any number of ranks
         with record_function("data"):
             started = time.perf_counter()
             images_BCHW, labels_B = next(micro_batches)

@@ -31,15 +31,15 @@ MOST_S = 20.0
 ENOUGH = 100
 """Minimum number of images for an error. With fewer images, a teacher at chance level causes only a warning."""
 NEAR_CHANCE = 0.1
-"""A teacher at chance level has an interval that ends below chance + NEAR_CHANCE * (100 % - chance).
+"""A teacher counts as guessing only if its interval ends below chance + NEAR_CHANCE * (100 % - chance).
 
 A limit at a multiple of chance would not work: with two classes, 1.5 times chance is 75 %.
 """
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
 FAR_PERCENT = 5.0
-"""Tolerance in percentage points, if a teacher's interval ends below the expected top-1.
+"""Tolerance in percentage points for a teacher whose interval ends below the expected top-1.
 
-If the interval ends more than this below the expected top-1, the result is an error, otherwise a warning.
+Within the tolerance, the result is a warning. If the interval ends further below, the result is an error.
 """
 PUBLISHED = {
     ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,

@@ -92,7 +92,7 @@ class _Forgiving:
     def _attempt(self, function: Callable[[], Any], limit_s: float) -> Any:
         try:
             # The packages' own time limits do not suffice: a server that sends occasional bytes outlasts them, and
-            # trackio with a login waits for the hub forever. Hints that they print on stdout do not apply here.
+            # trackio with a login waits for the hub forever. The packages' hints on stdout do not apply here.
             with redirect_stdout(io.StringIO()):
                 return within(min(limit_s, self._most_s), function)
         except Exception as error:  # these packages raise many error types
@@ -145,8 +145,8 @@ class _Wandb:
 def wandb_mode() -> str | None:
     """Return wandb's mode, or None if WANDB_MODE sets it.
 
-    The mode is "online" if there is a login and the server can be reached, and "offline" otherwise. In the mode
-    "online" without a login, wandb would ask for one on the terminal.
+    The mode is "online" if there is a login and the server can be reached, and "offline" otherwise. If the mode were
+    "online" without a login, wandb would ask for the login on the terminal.
     """
     if os.environ.get("WANDB_MODE"):
         return None

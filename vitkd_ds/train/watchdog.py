@@ -35,11 +35,11 @@ EARLY_LIMIT_S = 10.0
 """Time limit for a phase in EARLY, in seconds, counted from SIGTERM or the call of `watch`, whichever is later.
 
 The ranks may agree to stop before this limit. If one rank rejects its input, the launcher sends SIGTERM to the other
-ranks. These exit with code 0, so that the launcher reports the exit code of the first rank.
+ranks. They exit with code 0, so that the launcher reports the exit code of the rank that rejected its input.
 """
 
 PEER_SIGNS = ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "Connection refused", "remote process")
-"""Substrings of gloo and NCCL error messages which mean that another rank has exited."""
+"""Substrings that, in an error message of gloo or NCCL, mean that another rank has exited."""
 SAY_ALL = (LockFailed, LockLost, Unreadable)
 """Errors whose messages are clear without a traceback."""
 
@@ -88,7 +88,8 @@ def where() -> str:
 def watch(*, limit_s: float) -> None:
     """Start the watchdog thread, which kills this process at most 1.1 x `limit_s` seconds after progress stops.
 
-    In a phase of EARLY, the thread ends the process with exit code 0 about EARLY_LIMIT_S seconds after SIGTERM.
+    In any of the phases in EARLY, the thread ends the process with exit code 0 about EARLY_LIMIT_S seconds after
+    SIGTERM.
     """
     enter("start")
     threading.Thread(target=_watch, args=(limit_s,), name="watchdog", daemon=True).start()
@@ -103,7 +104,7 @@ def _watch(limit_s: float) -> None:
         time.sleep(poll_s)
         waited_s = time.monotonic() - _place.since
         urged_at = signals.urged_at()
-        # A main thread blocked in a C++ collective with an exited rank cannot stop; only this thread can exit.
+        # If the main thread waits in a C++ collective for a rank that has exited, only this thread can end the process.
         if urged_at is not None and _place.phase in EARLY and time.monotonic() - max(urged_at, began) > EARLY_LIMIT_S:
             console.write_now(f"{where()}: {signals.received()} asked to stop before training started: exiting")
             _place.leave()

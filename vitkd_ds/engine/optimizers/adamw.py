@@ -19,7 +19,7 @@ class Choice(Optimizer, torch.optim.AdamW):
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
-        """Return two groups: the parameters with weight decay, and those without."""
+        """Return two groups: the parameters with weight decay, and the parameters without weight decay."""
         decayed, undecayed = distiller.split_by_decay()
         return [
             Group("with_weight_decay", decayed, weight_decay=optim.weight_decay, num_states=2),

@@ -33,7 +33,10 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether `step` never waits for the device. This needs torch's fused kernels, which read `found_inf` there."""
+        """Whether `step` never waits for the device.
+
+        This needs torch's fused kernels, which read `found_inf` on the device.
+        """
         return self.param_groups[0]["fused"]
 
     @staticmethod

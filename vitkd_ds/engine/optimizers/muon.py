@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class MuonAndAdamW(torch.optim.AdamW):
-    """Optimizer that updates groups with the key `shapes` by Muon, one matrix at a time, and other groups by AdamW.
+    """Optimizer that applies Muon to groups with the key `shapes`, one matrix at a time, and AdamW to other groups.
 
     torch.optim.Muon accepts only parameters of two dimensions, but ZeRO passes one long tensor per group. Therefore
     this class calls the function that torch.optim.Muon uses, with the matrices as views of that tensor.
@@ -66,7 +66,7 @@ class MuonAndAdamW(torch.optim.AdamW):
 
 
 def _matrices(values: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    """Return views of the matrices of these shapes in `values`, one after another from its start."""
+    """Return views into `values`: matrices of these shapes, one after another from its start."""
     sizes = [shape.numel() for shape in shapes]
     pieces = values.split([*sizes, len(values) - sum(sizes)])
     return [piece.view(shape) for piece, shape in zip(pieces, shapes)]
@@ -90,7 +90,7 @@ class Choice(Optimizer, MuonAndAdamW):
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
-        """Return three groups: the block matrices, the other parameters with weight decay, and those without.
+        """Return three groups: block matrices, other parameters with weight decay, parameters without weight decay.
 
         Raises:
             ValueError: the student has no linear layers in blocks.
