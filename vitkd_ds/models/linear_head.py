@@ -51,10 +51,10 @@ def load_head(
         raise ValueError(f"{key} must contain one weight [K, D] and at most one bias [K], got {shapes} {advice}")
     found, wanted = tuple(weights[0].shape), [(num_classes, dim), (num_classes, 2 * dim)][: 1 + has_class_token]
     if found not in wanted or any(len(bias) != num_classes for bias in biases):
-        bias = f" and a bias of {len(biases[0])}" if biases else ""
+        bias = f" and a bias of length {len(biases[0])}" if biases else ""
         raise ValueError(
-            f"{key} must have a weight of shape {' or '.join(map(str, wanted))} and a bias of {num_classes}, "
-            f"for data.num_classes={num_classes} and the teacher's width, got {found}{bias} {advice}"
+            f"{key} needs a weight of shape {' or '.join(map(str, wanted))} and a bias of length {num_classes}, because "
+            f"data.num_classes is {num_classes} and the teacher's width is {dim}, but it has {found}{bias} {advice}"
         )
     with torch.device("cpu"):  # even if the model is on the meta device
         head = LinearHead(found[1], found[0], bias=bool(biases))

@@ -93,7 +93,7 @@ def _command_of(pid: int) -> str:
 
 
 def _look() -> None:
-    """Record the signals that are waiting in the pipe, and the end of a launcher if one has exited."""
+    """Record the signals that are waiting in the pipe. If a launcher has exited, record that too."""
     if any(_command_of(pid) != command for pid, command in _launchers):
         _note(LAUNCHER)
     for end in _pipe:

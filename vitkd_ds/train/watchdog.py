@@ -123,7 +123,7 @@ def _watch(limit_s: float) -> None:
 def _function() -> str:
     """Return the function that the main thread is executing, with its line number.
 
-    This is the innermost function of this package in the stack. If there is none, it is the innermost function.
+    This is the innermost function of this package in the stack, or of any package if the stack has none of this one.
     """
     innermost = frame = sys._current_frames()[threading.main_thread().ident]
     while frame and not frame.f_globals.get("__name__", "").startswith("vitkd_ds"):

@@ -164,8 +164,8 @@ def check_are_no_splits(src: Path, classes: Sequence[str]) -> None:
         raise ValueError(
             f"{str(folder)!r} is not a class: it directly contains no images, only folders ({', '.join(folders[:3])}"
             f"{', ...' * (len(folders) > 3)}). If those are the classes, give {str(folder)!r} instead: "
-            f"vitkd-ds pack {shlex.join([str(folder), f'{folder}{SUFFIX}'])}. Otherwise write the names of the folders "
-            f"in {str(src)!r} into a file, one per line, and pass --classes FILE"
+            f"vitkd-ds pack {shlex.join([str(folder), f'{folder}{SUFFIX}'])}. Otherwise, write a file with "
+            f"the names of the folders in {str(src)!r} that are classes, one per line, and pass --classes FILE."
         )
 
 
