@@ -41,8 +41,8 @@ def test_a_probe_with_other_classes_or_width_is_rejected(tmp_path):
     path = save("dinov3", tmp_path)
     for shapes, message in {
         ((5, 48), (5,)): r"shape \(10, 48\) or \(10, 96\) .*got \(5, 48\)",
-        ((10, 64), (10,)): r"got \(10, 64\) and a bias of 10 in \S+. Save only the probe",
-        ((10, 48), (9,)): r"a bias of 10, .*got \(10, 48\) and a bias of 9",
+        ((10, 64), (10,)): r"has \(10, 64\) and a bias of length 10 in \S+. Save only the probe",
+        ((10, 48), (9,)): r"a bias of length 10, .*has \(10, 48\) and a bias of length 9",
         ((10, 48), (10, 48)): "one weight .* and at most one bias",
     }.items():
         save_file({str(i): torch.zeros(shape) for i, shape in enumerate(shapes)}, head := tmp_path / "head.safetensors")
@@ -53,7 +53,7 @@ def test_a_probe_with_other_classes_or_width_is_rejected(tmp_path):
     save_file({"w": torch.zeros(10, 96)}, head)
     headless = TeacherConfig(model="vit_small_patch16_224", checkpoint="random", head=str(head), model_args={
         **ARGS, "class_token": False, "global_pool": "avg"})  # fmt: skip
-    with pytest.raises(ValueError, match=r"of shape \(10, 48\) and a bias of 10, .*got \(10, 96\) in"):
+    with pytest.raises(ValueError, match=r"of shape \(10, 48\) and a bias of length 10, .*has \(10, 96\) in"):
         build_teacher(headless, DATA)
 
 
