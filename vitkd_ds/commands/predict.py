@@ -174,7 +174,7 @@ def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool
 
 
 def _source_of(images: Sequence[str]) -> Source:
-    """Return a source of all files in `images`, and of all images in its folders, in the given order.
+    """Return a source with the given files, and with all images in the given folders, in the given order.
 
     Raise ValueError if a path does not exist.
     """
@@ -220,7 +220,7 @@ def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[
 
 def _csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))  # csv quotes cells with either character
+    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))  # makes csv quote cells with \r or \n
     return line.getvalue().removesuffix("\r\n")
 
 

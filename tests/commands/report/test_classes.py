@@ -25,7 +25,7 @@ def test_class_counts_match_a_slow_count(runs):
         "95 % interval",
         "teacher top-1 %",
         "agreement %",
-        "difference to plain, points",
+        "difference from plain, points",
         "95 % interval",
     ]
     assert [row[0] for row in rows] == own["classes"]
