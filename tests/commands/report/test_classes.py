@@ -94,7 +94,7 @@ def test_the_eight_largest_class_gains_and_losses_are_named():
         "images",
         "student top-1 %",
         "95 % interval",
-        "difference to other, points",
+        "difference from other, points",
         "95 % interval",
     ]
     alone = per_class(answered(is_worse), None, None)

@@ -96,7 +96,7 @@ def space_row(run: Run, num_trained: int, state_bytes: int) -> Row:
     held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())
     needed = max(0, count * one - held)
     free = shutil.disk_usage(folder).free
-    found = f"{count} checkpoints of {size_text(one)} need {size_text(needed)} in addition to the {size_text(held)} written"
+    found = f"{count} checkpoints of {size_text(one)} need {size_text(needed)} beyond the {size_text(held)} written"
     found += f"; {size_text(free)} are free in {folder}"
     advice = "free disk space, lower --checkpoint.keep_last, or pass another --workdir (quotas are not checked)"
     if free < needed:

@@ -25,7 +25,7 @@ MOST_CLASSES = 50
 
 
 def model_card(exported: Exported, *, name: str, source: str) -> str:
-    """Return the text of README.md for the hub: the student's results, training, teacher, and Python code to load it.
+    """Return the text of README.md for the hub: how to load the student, and its results, training and teacher.
 
     Args:
         exported: the student.

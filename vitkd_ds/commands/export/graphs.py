@@ -97,7 +97,7 @@ def validation_images(exported: Exported, val: str) -> Tensor:
     with closing(loader.epoch(0)) as micro_batches:
         images_BCHW, labels_B = next(micro_batches)
     if not (labels_B >= 0).any():
-        raise ValueError(f"none of {len(labels_B)} images from {val} can be decoded. Pass other images as --val.")
+        raise ValueError(f"none of the images read from {val} can be decoded. Pass other images as --val.")
     return images_BCHW[labels_B >= 0]
 
 

@@ -30,8 +30,8 @@ from vitkd_ds.train import console, signals
 logger = logging.getLogger(__name__)
 
 POLL_S, SAY_S, PATIENCE_S = 1.0, 60.0, 600.0
-"""Seconds between two checks while another process packs, seconds between two log lines, and seconds without growth of
-the file after which waiting ends with an error."""
+"""Seconds to wait while another process packs: between two checks, between two log lines, and in total if the file does
+not grow."""
 
 
 def packed_or_exit(run: Run) -> Run:

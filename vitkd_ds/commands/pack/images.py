@@ -49,16 +49,16 @@ def pack(
     skip_bad: bool = False,
     restart: bool = False,
 ) -> BetonInfo:
-    """Write a .beton of images, and a JSON file next to it (side file) with classes and checksums. Return the .beton's info.
+    """Pack images into a .beton with a side file, a JSON file of classes and checksums. Return the .beton's info.
 
     Args:
         src: class folders, ImageNet or WebDataset tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
         dst: new file ending in .beton, in an existing folder.
         labels: file with the labels of ImageNet's validation tar. With "none", `src` is a folder of unlabelled images,
             and all of them are packed.
-        classes: for class folders and WebDataset tars: a file with one class name per line in label order, or a .beton
-            with these classes. Some classes may have no images.
-        split: for a Hugging Face folder with several splits: name of the split to read.
+        classes: file with one class name per line in label order, or a .beton with these classes. Some classes may have
+            no images. Only for class folders and WebDataset tars.
+        split: name of the split to read, if a Hugging Face folder has several.
         write_mode: jpg (small, decoded in training), raw (pixels: large, fast to read), or proportion (half of each).
         max_resolution: maximum longest side in pixels. Larger images are scaled down. 0 keeps every size. None means
             500, or 0 with `passthrough` or `short_side`.

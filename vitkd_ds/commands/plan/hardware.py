@@ -43,8 +43,7 @@ STEP = Rate("S6", 5342)
 STEP_PARTS = (TEACHERS["deit3_small_patch16_224"], STUDENTS["deit_tiny_patch16_224"], LOSS)
 """Speed of a complete DeepSpeed step with a replicated teacher, and of its components measured separately.
 
-The packaged DeepSpeed settings differ from the measured ones in one point: they compute the gradient norm in one
-collective."""
+The packaged settings differ from the measured ones in one point: they compute the gradient norm in one collective."""
 STEP_IMAGES = 256
 """Images per micro-batch in all measured complete steps. They ran on one GPU."""
 UPDATE_MS = 10.1

@@ -54,7 +54,7 @@ class Inputs:
     gathers: int
     """Collectives in one forward of all sharded teachers: one per block, and one per teacher for the other weights."""
     gathered_params: int
-    """Maximum number of a sharded teacher's parameters that a GPU holds gathered, in use or prefetched."""
+    """Maximum number of a sharded teacher's parameters that are gathered on a GPU, in use or prefetched."""
     offloaded_params: int
     """The same number for an offloaded teacher."""
     activation_bytes: float
