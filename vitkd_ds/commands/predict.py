@@ -49,13 +49,13 @@ class Exported:
     source: str
     """Path given by the user: a run folder, a checkpoint or an exported student."""
     folder: Path
-    """Folder with its weights and student.json."""
+    """Folder with the student's weights and student.json."""
     description: dict[str, Any]
-    """Content of its student.json."""
+    """Content of student.json."""
     run: Run | None
-    """Settings of the run that trained it; None if it is not in a run folder."""
+    """Settings of the run that trained the student; None if the student is not in a run folder."""
     run_folder: Path | None
-    """Folder with the config.json of that run; None if it is not in a run folder."""
+    """Folder with that run's config.json; None if the student is not in a run folder."""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -183,7 +183,7 @@ def _check_is_evaluated(result: Result) -> None:
     folder = result.folder
     data = result.config["run"]["data"]
     if not data["num_classes"]:
-        # The run may have labelled images for k-NN; otherwise the user must name some.
+        # If the run has no labelled images for k-NN, the user must pass some.
         own = "" if data.get("knn_train") else " --train FOLDER --val FOLDER"
         raise ValueError(
             f"{folder} was trained without classes (data.num_classes=0), so it has no top-1 to compare. Leave out this "

@@ -40,7 +40,7 @@ def check_folder(patient: Patient) -> Iterator[Row]:
     if of_main and not Path(of_main).exists():
         found = f"{workdir} is not the same folder as on rank 0"
         yield error("run folder", found, advice)
-    ranks.barrier()  # rank 0 keeps its file until all have checked
+    ranks.barrier()  # rank 0 keeps its file until all ranks have checked
     if written:
         written.close()
     if is_main and patient.num_trained is not None:

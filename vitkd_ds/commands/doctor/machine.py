@@ -101,7 +101,7 @@ def check_network(patient: Patient) -> Iterator[Row]:
         start = synchronised_time()
         ranks.sum_over_ranks(numbers)
         times.append(synchronised_time() - start)
-    # The first sum sets up connections, so it does not count. The slowest rank decides.
+    # The first all-reduce sets up connections, so it is not timed. The slowest rank determines the rate.
     seconds = max(ranks.from_all(min(times[1:])))
     gb_per_s = SUM_MIB * 2**20 / 1e9 / seconds
     least = least_sum_gb_s(processes.device_name(), len(set(patient.nodes)))

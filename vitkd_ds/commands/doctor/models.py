@@ -200,7 +200,7 @@ def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, dict[s
 def check_top1(patient: Patient) -> Iterator[Row]:
     """Measure each teacher's top-1 on validation images, as training does at the start of a run. Collective.
 
-    Compare it with the published value.
+    Compare each value with the published one.
     """
     run = patient.run
     if not run.teachers:
