@@ -1,8 +1,8 @@
 """Command line: parse argv, validate every option, and run one command.
 
-The package fire splits the command line. By default, it would turn `--workdir 2024_01` into a number, and report a
-mistyped flag only after the run. So fire is told to pass all values as text, and this package checks and converts them.
-This happens before torch and deepspeed are imported, because importing them takes seconds.
+The package `fire` splits the command line. By default, `fire` would turn `--workdir 2024_01` into a number, and report
+a mistyped flag only after the run. So `fire` is told to pass all values as text, and `vitkd_ds` checks and converts
+them. These checks run before torch and deepspeed are imported, because importing them takes seconds.
 """
 
 import inspect
@@ -34,9 +34,9 @@ from vitkd_ds.recipes import RECIPES, build_run
 from vitkd_ds.train import console, signals, watchdog
 
 REFUSED = 2
-"""Exit code for errors that the same command would meet again: invalid settings, files or models, a non-finite loss."""
+"""Exit code for errors that would recur in a rerun: invalid settings, files or models, or a non-finite loss."""
 LAUNCHER_FLAGS = ("local_rank", "local-rank")
-"""Flags that DeepSpeed's launcher adds for every rank. They are dropped: LOCAL_RANK in the environment is the same."""
+"""Flags that DeepSpeed's launcher adds for every rank. They are dropped; the variable LOCAL_RANK has the same value."""
 
 
 def train_main() -> None:
@@ -78,7 +78,7 @@ def _run(*first: str) -> None:
         raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, OSError) else REFUSED)  # an I/O error may not occur again
+        sys.exit(1 if isinstance(error, OSError) else REFUSED)  # an I/O error may be transient
 
 
 @command("train", about=train_help)
@@ -218,7 +218,7 @@ def export(source: str, destination: str, **options: Any) -> None:
 
 @command("predict")
 def predict(student: str, *images: str, **options: Any) -> None:
-    """Predict the classes of images with probabilities, or features."""
+    """Predict class probabilities or pooled features of images."""
     check_student(student, images)
     from vitkd_ds.commands.predict import predict as predict_images
 
@@ -240,7 +240,7 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hard
 
 @command("doctor")
 def doctor(*, flags: dict[str, str]) -> None:
-    """Check machine, data and models for a run in under two minutes."""
+    """Check machine, data and models before a run, in under two minutes."""
     check_recipe(flags)
     run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.doctor import examine

@@ -146,7 +146,7 @@ def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path, monkeypatch,
     patient = rows.Patient(run, CPU, ["here"], num_trained=100_000, state_bytes=800_000)
     found = {row.name: row for row in folder.check_folder(patient)}
     assert found["run folder"].level == "ok" and found["space"].level == level
-    assert "4 checkpoints of 1.7 MiB need 6.9 MiB more than the 0.0 MiB written; " in found["space"].found
+    assert "4 checkpoints of 1.7 MiB need 6.9 MiB beyond the 0.0 MiB written; " in found["space"].found
 
 
 def test_a_finished_folder_and_one_with_other_settings_are_reported(tmp_path):
@@ -193,8 +193,8 @@ def test_space_already_used_by_checkpoints_is_not_required_again(tmp_path):
     (tmp_path / "checkpoints" / "step00000001").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step00000001" / "state").write_bytes(bytes(3 * 2**20))
     row = folder.space_row(run, 100_000, 800_000)
-    assert row.level == "ok" and "need 3.9 MiB more than the 3.0 MiB written" in row.found
-    assert "need 0.0 MiB more" in folder.space_row(run, 1, 1).found
+    assert row.level == "ok" and "need 3.9 MiB beyond the 3.0 MiB written" in row.found
+    assert "need 0.0 MiB beyond" in folder.space_row(run, 1, 1).found
 
 
 @pytest.mark.parametrize("silent_s, level", [(0, "error"), (90, "warning")])

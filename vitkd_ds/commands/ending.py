@@ -1,4 +1,4 @@
-"""Last three lines of a finished run: its accuracy, its student's path, a command to run next."""
+"""The three lines printed after a run: its accuracy, the path of its student, and a command to run next."""
 
 import shlex
 from contextlib import suppress
@@ -10,13 +10,13 @@ from vitkd_ds.config.metrics import VAL_METRICS
 from vitkd_ds.config.run_folder import CONFIG, DONE, STUDENT, read_json
 
 OF_DISTILLATION = ("recipe", "teacher", "losses")
-"""Groups of settings that may differ between a distilled run and the run without a teacher that it is compared with."""
+"""Sections of settings that may differ between a distilled run and its baseline, a run without a teacher."""
 OF_FEATURES = ("knn_top1", "cka")
 """Metrics reported for a student without a classifier."""
 
 
 def ending(run: str | Path) -> str:
-    """Return the last three lines of a finished run. Paths in them start with `run` as the user wrote it."""
+    """Return the three lines to print after a run. Paths in them start with `run` as the user wrote it."""
     folder = Path(run)
     (result,) = read_results([str(folder)], must_be_evaluated=False)
     plain = _plain_run_beside(result) if result.evaluation and teachers.read(result.config["run"]) else None
@@ -43,9 +43,9 @@ def _features(result: Result) -> str:
 
 
 def _plain_run_beside(result: Result) -> Result | None:
-    """Return a finished run without a teacher from the same parent folder; None if there is none.
+    """Return the baseline of a run: a finished run without a teacher in the same parent folder; None if there is none.
 
-    It has the same images and seed as `result`. Its settings may differ only in the sections OF_DISTILLATION.
+    A baseline has the same images and seed. Its settings may differ only in the sections OF_DISTILLATION.
     """
     here = result.folder.resolve()
     for folder in sorted(result.folder.parent.iterdir()):

@@ -35,11 +35,12 @@ def evaluate_exported(
 ) -> dict[str, float]:
     """Evaluate an exported student in fp32 on this machine's first GPU, or on the CPU. Return its metrics by name.
 
-    The metrics are described in `vitkd_ds.train.evaluate`: `evaluate`, or `evaluate_features` without a classifier.
+    `vitkd_ds.train.evaluate` describes the metrics: see `evaluate`, or `evaluate_features` for students without a
+    classifier.
 
     Args:
         student: a run folder, a checkpoint or an exported student.
-        val: a .beton or a packed folder with classes of the student only; "" uses the run's validation images.
+        val: a .beton or a packed folder. The student must have all its classes. "" uses the run's validation images.
         teacher: a timm name, a run folder, a checkpoint or an exported student; "" uses the run's teachers, if any.
         teacher_checkpoint: weights of a timm `teacher`: a file, run folder, checkpoint or export; "" uses the hub's.
         micro_batch_size: images per forward pass.
@@ -85,9 +86,9 @@ def evaluate_exported(
 
 
 def _teachers_of(run: Run | None, teacher: str, checkpoint: str) -> dict[str, TeacherConfig]:
-    """Return the teacher that the options name or, without options, the run's teachers; all by name.
+    """Return teachers by name: the one that the options specify or, without options, the run's teachers.
 
-    Teachers of the run that have random weights are left out. Raise ValueError if the options conflict.
+    The run's teachers with random weights are left out. Raise ValueError if the options conflict.
     """
     if teacher:
         return {USUAL: _teacher_of(teacher, checkpoint)}
@@ -129,7 +130,7 @@ def _teacher_of(teacher: str, checkpoint: str) -> TeacherConfig:
 def _has_classes(config: TeacherConfig, classes: tuple[str, ...]) -> bool:
     """Return whether a teacher's classes equal the images' classes, in the same order; if not, log a warning.
 
-    If a teacher's classes are not known, it counts as equal.
+    Unknown classes of a teacher count as equal.
     """
     if config.checkpoint == "hub" or config.head:
         return True

@@ -43,8 +43,8 @@ PAGES = {
         {},
         {"recipe": RECIPE},
         ("vitkd-ds doctor --recipe demo", "srun vitkd-ds doctor --recipe deit_tiny_from_deit3_small --debug"),
-        "Prints a table of problems and remedies. If srun starts it with the nodes and ranks of the run, it checks all "
-        "these nodes; otherwise, it checks this node. The exit code is 1 if the run would fail.",
+        "Prints a table of problems and remedies. If srun starts doctor with the nodes and ranks of the run, it checks "
+        "all these nodes; otherwise, it checks only this node. The exit code is 1 if the run would fail.",
         takes_run=True,
     ),
     "plan": Page(
@@ -229,7 +229,7 @@ PAGES = {
         "Put options after the folders.",
     ),
     "report": Page(
-        {"RUN": "The run folder that the report is about.", "[RUN ...]": "Run folders to compare it with."},
+        {"RUN": "The run folder that the report is about.", "[RUN ...]": "Run folders to compare with the first one."},
         {"out": Option(str, "FILE.html", "The file to write; report.html in the first folder if omitted.")},
         ("vitkd-ds report runs/distilled runs/plain", "vitkd-ds report runs/demo --out demo.html"),
         "Nothing is trained or evaluated again.",
@@ -259,8 +259,9 @@ PAGES = {
             "format": Option(
                 str,
                 "timm|onnx|torch_export|hf",
-                "timm (the default) writes student.safetensors and student.json; onnx, model.onnx; torch_export, "
-                'model.pt2. hf writes a model card and what timm.create_model("local-dir:DST", pretrained=True) reads.',
+                "timm (the default) writes student.safetensors and student.json; onnx writes model.onnx; torch_export "
+                'writes model.pt2; hf writes a model card and files for timm.create_model("local-dir:DST", '
+                "pretrained=True).",
             ),
             "which": Option(str, "last|best", "Checkpoint of a run folder; last if omitted."),
             "half": Option(bool, "", "Store fp16 weights."),
@@ -277,6 +278,6 @@ PAGES = {
         },
         ("vitkd-ds export runs/demo my_model", "vitkd-ds export runs/demo demo_onnx --format onnx --which best"),
         "An exported onnx or torch_export graph takes normalized images, and contains a description of the "
-        "preprocessing. With --half, it takes fp16 images. Put options after the folders.",
+        "preprocessing. With --half, the graph takes fp16 images. Put options after the folders.",
     ),
 }

@@ -60,7 +60,7 @@ def command(
 
 
 def own_options(name: str) -> dict[str, type]:
-    """Return the type of each option that the command's function takes by name; options in OF_RUN are left out."""
+    """Return the type of each option that is an argument of the command's function. Options in OF_RUN are not."""
     page = PAGES[name]
     return {key: option.kind for key, option in page.options.items() if not (page.takes_run and key in OF_RUN)}
 
@@ -100,8 +100,8 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str], *, trains: bool = T
 def checked(run: Run, *, trains: bool = True) -> Run:
     """Check a run's settings, and return the run. If data.num_classes is 0, set it by counting the classes of the data.
 
-    Every run must be checked once before it is trained. `parse_run` does it for a run from the command line. Python
-    code that builds a run must call this function. It does not import torch.
+    Every run must be checked once before it is trained. `parse_run` checks runs from the command line. Python code that
+    builds a run must call this function. The check does not import torch.
 
     Args:
         run: the run.

@@ -49,13 +49,13 @@ class Exported:
     source: str
     """Path given by the user: a run folder, a checkpoint or an exported student."""
     folder: Path
-    """Folder with its weights and student.json."""
+    """Folder with the student's weights and student.json."""
     description: dict[str, Any]
-    """Content of its student.json."""
+    """Content of student.json."""
     run: Run | None
-    """Settings of the run that trained it; None if it is not in a run folder."""
+    """Settings of the run that trained the student; None if the student is not in a run folder."""
     run_folder: Path | None
-    """Folder with the config.json of that run; None if it is not in a run folder."""
+    """Folder with that run's config.json; None if the student is not in a run folder."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool
 
 
 def _source_of(images: Sequence[str]) -> Source:
-    """Return a source of all files in `images`, and of all images in its folders, in the given order.
+    """Return a source with the given files, and with all images in the given folders, in the given order.
 
     Raise ValueError if a path does not exist.
     """
@@ -220,7 +220,7 @@ def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[
 
 def _csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))  # csv quotes cells with either character
+    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))  # makes csv quote cells with \r or \n
     return line.getvalue().removesuffix("\r\n")
 
 

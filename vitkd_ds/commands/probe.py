@@ -18,14 +18,14 @@ from vitkd_ds.train.probe import knn_votes, linear_probe, top1
 def probe_exported(
     student: str, *, knn: bool, probe: bool, train: str = "", val: str = "", micro_batch_size: int = 64, seed: int = 0
 ) -> dict[str, float]:
-    """Classify validation images by a student's pooled features. A classifier of the student is not used.
+    """Classify validation images by a student's pooled features. The student's own classifier is not used.
 
     Args:
         student: a run folder, a checkpoint or an exported student.
         knn: classify each validation image by the nearest training images.
         probe: train a linear classifier on the training images' features.
-        train, val: labelled training and validation images: a .beton, a packed class folder, or "demo" each. "" uses
-            the run's data.knn_train and data.knn_val if they are set. Otherwise, "" uses the run's data.train and
+        train, val: labelled training and validation images, each a .beton, a packed class folder or "demo". "" uses
+            the run's data.knn_train and data.knn_val if they are set. If not, "" uses the run's data.train and
             data.val, restricted to the classes in its data.classes.
         micro_batch_size: images per forward pass.
         seed: determines which training images the probe holds out, and the order of the other images.
@@ -41,7 +41,7 @@ def probe_exported(
     own = exported.run.data if exported.run and not train else None
     kept = own.classes if own and not own.knn_train else ""
     train, val = (_labelled(exported, split, path) for split, path in (("train", train), ("val", val)))
-    # Both splits are cropped as in validation. Labels of val are numbered by the classes of train.
+    # Both splits are cropped as in validation. The labels of val are indices into the classes of train.
     classes = read_classes(kept) if kept else check_beton(train).classes
     model = exported.model()
     (train_ND, labels_N), (val_MD, labels_M) = (

@@ -1,4 +1,4 @@
-"""Draw a grid of training images after cropping, augmentation and mixing, for a look before a long run.
+"""Draw a grid of training images after cropping, augmentation and mixing, to inspect before a long run.
 
 The images are the first 32 that a run with this seed and micro-batches of 32 trains on.
 """

@@ -63,7 +63,7 @@ def _continued(command: str) -> list[str]:
 
 
 def wrapped(text: str, *, indent: int = 0, after: int | None = None, widest: int = 80) -> list[str]:
-    """Return the lines of a text that is wrapped to the terminal's width, only between words.
+    """Wrap a text to the terminal's width, only between words, and return its lines.
 
     Args:
         text: the text.

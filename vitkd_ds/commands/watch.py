@@ -18,7 +18,7 @@ LOOK_EVERY_S = 1.0
 
 
 def watch(run: str) -> dict[str, Any]:
-    """Show the progress of a run, as its own terminal does, until the run is finished. Return its summary.json.
+    """Show a run's progress as in its own terminal, until the run is finished. Return the content of summary.json.
 
     If the folder does not exist yet, or a job has locked it but not yet written config.json, wait for the run to start.
     If the run's job has exited or stopped responding, log this and keep watching, because another job may resume the

@@ -25,7 +25,7 @@ def test_class_counts_match_a_slow_count(runs):
         "95 % interval",
         "teacher top-1 %",
         "agreement %",
-        "difference to plain, points",
+        "difference from plain, points",
         "95 % interval",
     ]
     assert [row[0] for row in rows] == own["classes"]
@@ -94,7 +94,7 @@ def test_the_eight_largest_class_gains_and_losses_are_named():
         "images",
         "student top-1 %",
         "95 % interval",
-        "difference to other, points",
+        "difference from other, points",
         "95 % interval",
     ]
     alone = per_class(answered(is_worse), None, None)

@@ -12,7 +12,7 @@ from vitkd_ds.commands.usage import wrapped
 
 
 def compare(*runs: str, csv: bool = False, plot: str = "", speed: bool = True) -> str:
-    """Return a table of runs and, below it, how groups of these runs differ in top-1 and settings.
+    """Return a table of runs and, below it, the differences in top-1 and settings between groups of these runs.
 
     Args:
         runs: folders of runs that are finished or still training. Differences are relative to the first run's group.
@@ -23,7 +23,7 @@ def compare(*runs: str, csv: bool = False, plot: str = "", speed: bool = True) -
 
     Raises:
         ValueError: a folder is not a run folder, is given twice or has no evaluation yet; the plot cannot be written;
-            or a student cannot be loaded for the measurement of its speed.
+            or a student cannot be loaded to measure its speed.
     """
     path = check_plot(plot) if plot else None
     results = read_results(runs)

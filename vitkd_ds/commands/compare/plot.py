@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 DOTS_PER_INCH = 120
 LEGEND_COLUMNS = 4
 NUM_COLOURS = 10
-"""Maximum number of runs that get easily distinguished colours. More runs get colours of a rainbow colormap."""
+"""Maximum number of runs with easily distinguished colours. With more runs, all colours are from a rainbow colormap."""
 
 
 def check_plot(plot: str) -> Path:

@@ -41,7 +41,7 @@ class Result:
 
     folder: Path
     name: str
-    """Shortest end of the folder's path that is not also the end of another run's path."""
+    """Last components of the folder's path, as few as are needed to distinguish it from the other runs' paths."""
     config: dict[str, Any]
     """Content of config.json."""
     lines: list[dict[str, Any]]
@@ -73,9 +73,9 @@ class Result:
 
     @property
     def images_per_s(self) -> float | None:
-        """Training speed over all ranks in images/s: the mean of a finished run, otherwise the last logged value.
+        """Training speed over all ranks in images/s: a finished run's mean if it is known, else the last logged value.
 
-        It is None if no value is logged.
+        None if there is neither.
         """
         whole_run = self.summary["images_per_s"] if self.summary else None
         logged = [line["images_per_s"] for line in self.lines if line.get("images_per_s")]
@@ -107,11 +107,11 @@ class Result:
         return own | ({"extended_at_steps": extended} if extended else {})
 
     def other_images(self, other: "Result") -> list[str]:
-        """Return a list with "data.train" and "data.val", each only if its images differ between the two runs.
+        """Return which of "data.train" and "data.val" have different images in the two runs.
 
-        Images are compared by the stored fingerprints, or by the paths if one of the runs is too old to have stored a
-        fingerprint. Validation images also differ if the numbers of evaluated images differ. Equal numbers mean equal
-        images, because data.max_val_images selects evenly spaced ones.
+        Images are compared by their stored fingerprints, or by their paths if one of the runs is too old to have stored
+        a fingerprint. Validation images also count as different if the two runs evaluated different numbers of them.
+        Equal numbers mean equal images, because data.max_val_images always selects evenly spaced images.
         """
         found = []
         for split in SPLITS:
@@ -125,7 +125,7 @@ class Result:
         return found
 
     def size(self, role: str, what: str) -> float | None:
-        """Return a size of the student, or the sum of this size over all teachers.
+        """Return the parameters or GFLOPs of the student, or their sum over all teachers.
 
         Args:
             role: "student" or "teacher".
@@ -183,7 +183,7 @@ def _check_is_evaluated(result: Result) -> None:
     folder = result.folder
     data = result.config["run"]["data"]
     if not data["num_classes"]:
-        # The run may have labelled images for k-NN; otherwise the user must name some.
+        # If the run has no labelled images for k-NN, the user must pass some.
         own = "" if data.get("knn_train") else " --train FOLDER --val FOLDER"
         raise ValueError(
             f"{folder} was trained without classes (data.num_classes=0), so it has no top-1 to compare. Leave out this "
@@ -213,7 +213,7 @@ def whole_lines(text: str) -> list[dict[str, Any]]:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """Return for each path its shortest end that is not also the end of another path."""
+    """Return the last components of each path, as few as are needed to distinguish it from the other paths."""
     names = []
     for place in places:
         others = [other.parts for other in places if other != place]

@@ -38,9 +38,9 @@ def groups_of(results: Sequence[Result]) -> list[Group]:
 
 
 def differences_text(results: Sequence[Result], groups: Sequence[Group]) -> str:
-    """Return lines that describe each group and its difference to the first group, and name the runs left out.
+    """Return lines that describe each group and its difference from the first group, and list the omitted runs.
 
-    Return "" if there is at most one run to compare.
+    Return "" for a single run.
     """
     grouped = [result for group in groups for result in group.values()]
     lines = []
@@ -70,7 +70,7 @@ def _group_line(number: int, group: Group) -> str:
 
 
 def _difference_line(number: int, group: Group, first: Group) -> str:
-    """Return a line with the mean difference in top-1 to the first group, over pairs of runs with the same seed."""
+    """Return a line with the mean difference in top-1 from the first group, over pairs of runs with the same seed."""
     both = sorted(group.keys() & first.keys())
     differences = [group[seed].top1 - first[seed].top1 for seed in both]
     line = f"group {number} - group 1: "
@@ -89,8 +89,8 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
 def settings_line(number: int, group: Group, first: Group) -> str:
     """Return a line that names the settings that differ between a group and the first group.
 
-    The line has the group's values of these settings, except long values. If it would be too long, it names fewer
-    settings.
+    The line also shows the group's value of each setting, unless the value is long. If the line would be too long, it
+    names fewer settings.
     """
     own = _first(group).settings
     others = _first(first).settings

@@ -25,10 +25,9 @@ MICRO_BATCH = {"cuda": 64, "cpu": 16}
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 MOST_S = 1.5
 MOST_ROUNDS = 100
-"""Limits per model: MOST_S is the total time of its forwards in seconds, MOST_ROUNDS their number. Each model runs at
-least two forwards."""
+"""Limits per model: total seconds of its forward passes, and number of these passes. Each model runs at least two."""
 WARMUP_ROUNDS = 3
-"""Number of a model's first forwards to leave out of the timing. If no later forward runs, only the last one counts."""
+"""Warm-up passes of each model, which are not timed. If there are no other passes, the last one is timed."""
 
 
 class Key(NamedTuple):
@@ -96,7 +95,7 @@ def _synchronised_time() -> float:
 
 
 def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
-    """Return the key of a run's student, after adding the student to `models` if the key is not in it yet.
+    """Return the key of a run's student. If `models` has no model with this key, add the student to it.
 
     The student of an unfinished run is taken from the checkpoint that the run would resume from.
     """
@@ -114,7 +113,7 @@ def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
 
 
 def _teachers(result: Result, models: dict[Key, nn.Module]) -> list[Key]:
-    """Return the key of each teacher of a run, after adding missing teachers to `models`."""
+    """Return the key of each teacher of a run. Add the teachers that are missing from `models`."""
     run = result.config["run"]
     return [_teacher(from_dict(TeacherConfig, each), run, models) for each in read(run).values()]
 

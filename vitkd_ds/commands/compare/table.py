@@ -42,14 +42,14 @@ def safe_cell(value: object) -> object:
 
 
 def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
-    """Return a line with the number of validation images and the measured device, and a table with a row per run."""
+    """Return a line with the number of validation images and the inference device, and below it a table of the runs."""
     counts = sorted({result.num_images for result in results})
     images = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     about = f"{images} validation images" + (f"; inference on {speeds.device}" if speeds else "")
     rows = table_rows(results, speeds)
     width = columns(WIDEST)
     lines = _lines(rows)
-    # Split a table that is too wide before the student's size, and split the pieces again if needed.
+    # A table that is too wide becomes two, accuracy and cost. Each of them is split again if needed.
     if max(map(len, lines)) > width:
         cut = len(ACCURACY)
         lines = [*_pieces([row[:cut] for row in rows], width), ""]
@@ -58,9 +58,9 @@ def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
 
 
 def _pieces(rows: Sequence[tuple[Any, ...]], width: int) -> list[str]:
-    """Return the lines of a table, split between columns into tables of at most `width` characters.
+    """Split a table between columns into tables at most `width` characters wide, and return their lines.
 
-    Each of these tables starts with the names of the runs.
+    The first column of each of these tables has the names of the runs.
     """
     last = len(rows[0])
     end = next((end for end in range(last, 2, -1) if max(map(len, _lines([row[:end] for row in rows]))) <= width), 2)

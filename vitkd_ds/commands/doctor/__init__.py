@@ -1,12 +1,12 @@
-"""`vitkd-ds doctor`: find problems that would end or slow down a run, before a long job.
+"""`vitkd-ds doctor`: find problems that would stop or slow down a run, before a long job starts.
 
-The checks build models and make updates with training's own functions (`vitkd_ds.train`). This folder has only the code
-that training does not need, one file per topic. Checks download nothing, leave no files behind and never train on the
-user's images.
+The checks build models and run training steps with training's own functions (`vitkd_ds.train`). This folder has only
+the code that training does not need, one file per topic. Checks download nothing, leave no files behind and never train
+on the user's images.
 
 If a check fails, its error becomes a row of the table, and the next check runs. This is possible because all ranks
 agree on local failures before each collective. If a rank fails inside a collective, the other ranks wait for it until
-the check times out. So the failed rank reports its error on stderr at once. A network failure also shows as a check
+the check times out. So the failed rank reports its error on stderr at once. A network failure also appears as a check
 that times out.
 """
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Check = Callable[[Patient], Iterable[Row]]
 
 LIMIT_S = 110
-"""Time limit for the start and for each check, in seconds. They normally take much less time."""
+"""Time limit for start-up and for each check, in seconds. Each of them normally takes much less time."""
 HEAD_START_S = 5
 """Seconds that the other ranks wait before they exit with an error, so that rank 0 can print the table first.
 
@@ -105,7 +105,7 @@ class Examination:
         state = "waiting for the other ranks" if self.pending else "running, or waiting for another rank"
         state = f"has not finished this check after {LIMIT_S} s ({state})"
         found = f"rank {os.environ['RANK']} on {node_name()} {why or state}"
-        self.pending.append(error(name, found, f"read the other ranks' messages; if none, {ADVICE['network']}"))
+        self.pending.append(error(name, found, f"read other ranks' messages. If there are none, {ADVICE['network']}"))
         if os.environ["RANK"] == "0":
             self.show("stopped at this check")
         else:
@@ -132,7 +132,7 @@ def examine(run: Run) -> bool:
 
 
 def attempted(name: str, check: Check, patient: Patient) -> Iterator[Row]:
-    """Yield this rank's rows of a check. An exception of this rank becomes the last row."""
+    """Yield this rank's rows of a check. If the check raises an exception on this rank, the last row reports it."""
     try:
         yield from check(patient)
     except Skipped as reason:

@@ -1,4 +1,4 @@
-"""Check that each split's images are readable, equal on all nodes, and decoded fast enough."""
+"""Check that each split's images are readable, the same on all nodes, and decoded fast enough."""
 
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ MOST_S = 10.0
 def check_images(patient: Patient, split: str) -> Iterator[Row]:
     """Open a split as training does, and read a sample of it on all ranks at once. Collective.
 
-    The classes of the validation split must be classes of the training split, if that could be opened.
+    If the training split could be opened, its classes must include the classes of the validation split.
     """
     needed(patient.split, "the settings")
     name = f"data.{split}"
@@ -58,7 +58,7 @@ def same_row(name: str, loader: Loader, patient: Patient) -> Row:
 
 
 def schedule_rows(run: Run, steps_per_epoch: int) -> Iterator[Row]:
-    """Yield an error if the warm-up is as long as the run, which depends on the number of images."""
+    """Yield an error if the warm-up takes the whole run. The run's number of steps depends on the number of images."""
     try:
         check_warmup(run, make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=1))
     except ValueError as caught:
@@ -68,7 +68,7 @@ def schedule_rows(run: Run, steps_per_epoch: int) -> Iterator[Row]:
 def decoding_row(name: str, loader: Loader, patient: Patient) -> Row:
     """Measure how fast images are read, checked and decoded, as in training. Collective.
 
-    The row is equal on all ranks.
+    All ranks return the same row.
     """
 
     def read() -> tuple[int, float, int]:

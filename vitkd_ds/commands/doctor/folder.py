@@ -40,7 +40,7 @@ def check_folder(patient: Patient) -> Iterator[Row]:
     if of_main and not Path(of_main).exists():
         found = f"{workdir} is not the same folder as on rank 0"
         yield error("run folder", found, advice)
-    ranks.barrier()  # rank 0 keeps its file until all have checked
+    ranks.barrier()  # rank 0 keeps its file until all ranks have checked
     if written:
         written.close()
     if is_main and patient.num_trained is not None:
@@ -96,7 +96,7 @@ def space_row(run: Run, num_trained: int, state_bytes: int) -> Row:
     held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())
     needed = max(0, count * one - held)
     free = shutil.disk_usage(folder).free
-    found = f"{count} checkpoints of {size_text(one)} need {size_text(needed)} more than the {size_text(held)} written"
+    found = f"{count} checkpoints of {size_text(one)} need {size_text(needed)} beyond the {size_text(held)} written"
     found += f"; {size_text(free)} are free in {folder}"
     advice = "free disk space, lower --checkpoint.keep_last, or pass another --workdir (quotas are not checked)"
     if free < needed:

@@ -23,18 +23,18 @@ LEAST_SHM_GIB = 1.0
 
 Containers have 64 MiB by default."""
 STALE_S = 600.0
-"""Minimum age of a stale build lock, in seconds. No DeepSpeed op takes as long to build."""
+"""Age in seconds above which a build lock is stale. No DeepSpeed op takes this long to build."""
 SUM_MIB = 64
 REPEATS = 5
-"""MiB per timed all-reduce, and number of them. A gradient bucket of ds_configs/zero2.json has 190 MiB."""
+"""MiB per timed all-reduce, and number of repetitions. A gradient bucket of ds_configs/zero2.json has 190 MiB."""
 LEAST_SUM_GB_S = {"nvlink": (40.0, 5.0), "cuda": (4.0, 1.5), "cpu": (0.05, 0.05)}
-"""Lowest all-reduce rates without a warning, in GB/s, by kind of device: (on one node, on several nodes).
+"""All-reduce rates in GB/s below which doctor warns, by kind of device: (on one node, on several nodes).
 
 A ring all-reduce reaches half the rate of its slowest link. PCIe 4 without peer access carries about 10 GB/s, 25 Gbit/s
-Ethernet about 3 GB/s, and NVLink hundreds of GB/s. Nodes with NVLink are connected by 200 Gbit/s or more. These rates
-are from data sheets, not measured."""
+Ethernet about 3 GB/s, and NVLink hundreds of GB/s. Nodes with NVLink are connected by 200 Gbit/s or more. These link
+rates are from data sheets, not measured."""
 NVLINK = ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200")
-"""Names of GPUs on boards with NVLink; PCIe and NVL cards have longer names."""
+"""Names of GPUs on boards with NVLink. PCIe and NVL cards have other names."""
 
 
 def check_versions(patient: Patient) -> Iterator[Row]:
@@ -73,7 +73,7 @@ def decoder_row(backend: str) -> Row:
 
 
 def check_devices(patient: Patient) -> Iterator[Row]:
-    """Check that each rank's device is free, supports bf16 and is of the same kind. Collective."""
+    """Check that each rank's device is free and supports bf16, and that all devices are of one kind. Collective."""
     kind = processes.device_name()
     if patient.device.type == "cpu":
         cores = f"{len(os.sched_getaffinity(0))} cores, {processes.local_world_size()} ranks on this node"
@@ -101,7 +101,7 @@ def check_network(patient: Patient) -> Iterator[Row]:
         start = synchronised_time()
         ranks.sum_over_ranks(numbers)
         times.append(synchronised_time() - start)
-    # The first sum sets up connections, so it does not count. The slowest rank decides.
+    # The first all-reduce sets up connections, so it is not timed. The slowest rank determines the rate.
     seconds = max(ranks.from_all(min(times[1:])))
     gb_per_s = SUM_MIB * 2**20 / 1e9 / seconds
     least = least_sum_gb_s(processes.device_name(), len(set(patient.nodes)))
@@ -111,7 +111,7 @@ def check_network(patient: Patient) -> Iterator[Row]:
 
 
 def least_sum_gb_s(name: str, num_nodes: int) -> float:
-    """Return the lowest all-reduce rate without a warning, in GB/s, for a device's name and a number of nodes."""
+    """Return the all-reduce rate in GB/s below which doctor warns, for a device name and a number of nodes."""
     kind = "cpu" if name == "cpu" else "nvlink" if name in NVLINK else "cuda"
     return LEAST_SUM_GB_S[kind][num_nodes > 1]
 

@@ -39,13 +39,13 @@ KEYS = {StudentConfig: ("init", ""), TeacherConfig: ("checkpoint", "random")}
 CPU_MICRO_BATCH = 2
 TIMED_STEPS = {"cuda": 3, "cpu": 1}  # after one warm-up step
 MOST_MEMORY = 0.92
-"""Fraction of a GPU's memory. At a higher peak, prefetched images and fragmentation may exhaust the memory."""
+"""Peak fraction of a GPU's memory above which doctor warns. Prefetched images and fragmentation may fill the rest."""
 
 
 def check_settings(patient: Patient) -> Iterator[Row]:
     """Check that the global batch can be divided among the ranks, and that the DeepSpeed file is valid. Collective."""
     run = patient.run
-    split = training.split_of(run)  # fails on all ranks or on none; the file may be missing on one node
+    split = training.split_of(run)  # fails on all ranks or on none, unlike the next line, which reads a file
     patient.ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))
     patient.split = split
     shares = f"{ranks.world_size()} ranks x {split.accumulation_steps} micro-batches x {split.micro_batch_size} images"
@@ -56,7 +56,7 @@ def check_settings(patient: Patient) -> Iterator[Row]:
 
 
 def check_models(patient: Patient) -> Iterator[Row]:
-    """Build all models, with the weights that are on this node, and the losses between them. Collective."""
+    """Build all models with the weights that are on this node, and build the losses. Collective."""
     run = patient.run
     torch.manual_seed(run.seed)  # the same student on every rank
     loaded = {role: load_model(role, run) for role in run.models}
@@ -77,7 +77,7 @@ def check_models(patient: Patient) -> Iterator[Row]:
 
 
 def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
-    """Build the student or a teacher without the network.
+    """Build the student or a teacher without using the network.
 
     Returns:
         A row about the model; the model, or None if its architecture cannot be built; and whether weights other than
@@ -132,7 +132,7 @@ def _cached_file(role: str, run: Run) -> str:
 
 
 def check_engines(patient: Patient) -> Iterator[Row]:
-    """Start the engines as training does, and make a few updates. Collective."""
+    """Start the engines as training does, and run a few training steps. Collective."""
     split = needed(patient.split, "the settings")
     models = needed(patient.models, "the models")
     device = patient.device
@@ -167,11 +167,11 @@ def check_engines(patient: Patient) -> Iterator[Row]:
 
 
 def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, dict[str, float]]:
-    """Make a few updates on random images with training's own step. Collective.
+    """Run a few steps on random images with training's own `train_step`. Collective.
 
     Returns:
-        The loss terms of the last update, the seconds of the fastest update, and for each teacher the seconds of its
-        fastest forward pass. The first update is a warm-up and is not timed.
+        The loss terms of the last step, the seconds of the fastest step, and for each teacher the seconds of its
+        fastest forward pass. The first step is a warm-up and is not timed.
     """
     data = parts.run.data
     micro = parts.run.micro_batch_size_per_gpu
@@ -200,7 +200,7 @@ def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, dict[s
 def check_top1(patient: Patient) -> Iterator[Row]:
     """Measure each teacher's top-1 on validation images, as training does at the start of a run. Collective.
 
-    Compare it with the published value.
+    Compare each value with the published one.
     """
     run = patient.run
     if not run.teachers:

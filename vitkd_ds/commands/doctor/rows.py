@@ -1,4 +1,4 @@
-"""Input of all checks, a `Patient`, and their output, rows that are merged over all ranks."""
+"""Input of the checks (`Patient`) and their output (`Row`), which is merged over all ranks."""
 
 import textwrap
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ MAX_NAMED = 4
 """Maximum number of nodes named in a row."""
 WIDTH = 120
 INDENT = 37
-"""Characters per line without a terminal, and characters of its first columns: level, name, seconds."""
+"""Characters per line if there is no terminal, and characters of its first three columns: level, name, seconds."""
 
 
 @dataclass
 class Patient:
     """The run that is checked, and the results of earlier checks on this rank.
 
-    A result is None if its check failed. Then it is None on all ranks.
+    If a check failed, its result is None on all ranks.
     """
 
     run: Run
@@ -85,16 +85,16 @@ def judged(holds: bool, name: str, found: str, problem: str, advice: str) -> Row
 
 
 def unequal(values: Sequence[Any], nodes: Sequence[str]) -> str:
-    """Return "" if all values are equal, else rank 0's and the first other one, as "A on node0 and B on node1"."""
+    """Return "" if all values are equal, else rank 0's and the first different one as "A on node0 and B on node1"."""
     other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
     return "" if other is None else f"{values[0]} on {nodes[0]} and {values[other]} on {nodes[other]}"
 
 
 def merged(rows_of_ranks: Sequence[Sequence[Row]], nodes: Sequence[str]) -> list[Row]:
-    """Merge one check's rows of all ranks.
+    """Merge the rows of one check from all ranks.
 
     Each error or warning is kept once. If not all ranks have it, its text starts with the nodes that have it. The other
-    rows come from rank 0, without rows that have the same name as an error or warning.
+    rows are those of rank 0, except rows with the same name as an error or warning.
     """
     rows = [row for rows in rows_of_ranks for row in rows]
     bad = dict.fromkeys(row for row in rows if row.level in BAD)

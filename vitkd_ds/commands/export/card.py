@@ -25,7 +25,7 @@ MOST_CLASSES = 50
 
 
 def model_card(exported: Exported, *, name: str, source: str) -> str:
-    """Return the text of README.md for the hub: results, Python code that loads the student, training and teacher.
+    """Return the text of README.md for the hub: how to load the student, and its results, training and teacher.
 
     Args:
         exported: the student.
@@ -71,7 +71,7 @@ def code(text: Any) -> str:
 
 
 def _evaluation(exported: Exported) -> dict[str, Any]:
-    """Return the run's evaluation of this student, made at the same step; {} if there is none."""
+    """Return the evaluation that the run made at this student's step; {} if there is none."""
     if not exported.run_folder:
         return {}
     step = exported.description.get("step")
@@ -93,7 +93,7 @@ def _training(exported: Exported, versions: dict[str, str]) -> list[tuple[str, A
 
 
 def initial_weights(init: str) -> str:
-    """Return what a card says about `student.init`: a path without its folders, which are private."""
+    """Return a card's text for `student.init`. A path is shown without its folders, because they are private."""
     kind = SELECT if is_selected(init) else ""
     return f"{kind}{Path(init.removeprefix(kind)).name}" or "random"
 

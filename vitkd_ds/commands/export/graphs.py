@@ -1,8 +1,8 @@
-"""Export a student as a graph that runs without timm and this package, with torch.onnx or torch.export.
+"""Export a student with torch.onnx or torch.export, as a graph that runs without timm and this package.
 
 A graph maps normalised images, in micro-batches of any size, to logits. For a student without a classifier, it maps
 them to pooled features. Its metadata is student.json with a description of input and output. Before the new folder gets
-its final name, the written file is loaded again, and its outputs on real images are compared with the student's.
+its final name, the written graph is loaded again, and its outputs on real images are compared with the student's.
 """
 
 import json
@@ -23,14 +23,14 @@ from vitkd_ds.models import build
 
 NUM_IMAGES = 16
 SMALLER_BATCHES = (1, 3)
-"""Number of images for the comparison with torch. Micro-batches of these smaller sizes are compared, too."""
+"""Number of images for the comparison with torch, and smaller micro-batch sizes for which it is repeated."""
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
-"""Largest allowed difference to torch in fp32, as a fraction of the largest output, by the graph's dtype.
+"""Largest allowed difference from torch in fp32, as a fraction of the largest output, by the graph's dtype.
 
 The measured differences are at most 1.4e-6 for fp32 and 1.7e-3 for fp16 (benchmarks/RESULTS.md). The bounds are higher,
 because deeper models and other CPUs round differently."""
 ONE_FILE_BYTES = 2**30
-"""Up to this total size, weights are stored in the .onnx, which is limited to 2 GiB; otherwise, in a second file."""
+"""Weights of up to this total size are stored in the .onnx, which is limited to 2 GiB; larger ones in a second file."""
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
 
 
@@ -44,7 +44,7 @@ def check_packages(format: str) -> None:
 
 
 def write_graph(exported: Exported, model: nn.Module, folder: Path, *, format: str, half: bool, val: str) -> str:
-    """Write a student as model.onnx or model.pt2 into a folder. Return a text about the graph's difference to torch.
+    """Write a student as model.onnx or model.pt2 into a folder. Return a text about the graph's difference from torch.
 
     Args:
         format: onnx or torch_export.
@@ -80,10 +80,10 @@ def write_graph(exported: Exported, model: nn.Module, folder: Path, *, format: s
 
 
 def validation_images(exported: Exported, val: str) -> Tensor:
-    """Return the first images of `val`, or of the run's validation data if `val` is "": [B, 3, H, W].
+    """Return up to NUM_IMAGES images of `val`, or of the run's validation data if `val` is "": [B, 3, H, W].
 
-    Their values are in 0..255, and they are cropped as in evaluation. Labels are not needed. At most NUM_IMAGES images
-    are read. Images that cannot be decoded are left out.
+    The images are evenly spaced over the file. They have values in 0..255, and are cropped as in evaluation. Labels are
+    not needed. Images that cannot be decoded are left out.
     """
     backend = "ffcv"
     if not val:
@@ -97,7 +97,7 @@ def validation_images(exported: Exported, val: str) -> Tensor:
     with closing(loader.epoch(0)) as micro_batches:
         images_BCHW, labels_B = next(micro_batches)
     if not (labels_B >= 0).any():
-        raise ValueError(f"none of the first images in {val} can be decoded. Pass other images as --val.")
+        raise ValueError(f"none of the images read from {val} can be decoded. Pass other images as --val.")
     return images_BCHW[labels_B >= 0]
 
 
@@ -152,7 +152,7 @@ def _compare(run: Callable, images_BCHW: Tensor, expected_BK: Tensor, dtype: tor
     difference = torch.stack(found).max().item()
     largest = expected_BK.abs().max().item()
     said = (
-        f"largest difference to torch in fp32 {difference:.2g}, with outputs up to {largest:.3g}, on "
+        f"largest difference from torch in fp32 {difference:.2g}, with outputs up to {largest:.3g}, on "
         f"{len(images_BCHW)} images in micro-batches of {', '.join(map(str, sizes))}"
     )
     if not difference <= BOUNDS[dtype] * largest:  # `not <=` also catches nan

@@ -11,7 +11,7 @@ MOST_NAMED = 10
 def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
     """Check a .beton written by FFCV itself, and write its JSON file.
 
-    The JSON file next to the .beton contains classes and checksums.
+    The JSON file (side file) is next to the .beton, and contains classes and checksums.
 
     Args:
         file: path of the .beton.
@@ -71,7 +71,7 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
 
 
 def check(file: str) -> None:
-    """Read and decode every image of a .beton, and compare its CRC32.
+    """Read and decode every image of a .beton, and verify its CRC32.
 
     Print a line on success.
 

@@ -30,8 +30,8 @@ from vitkd_ds.train import console, signals
 logger = logging.getLogger(__name__)
 
 POLL_S, SAY_S, PATIENCE_S = 1.0, 60.0, 600.0
-"""Times in seconds while another process packs: between two checks, between two log lines, and without growth of the
-file until waiting ends with an error."""
+"""Seconds to wait while another process packs: between two checks, between two log lines, and in total if the file does
+not grow."""
 
 
 def packed_or_exit(run: Run) -> Run:
@@ -53,14 +53,14 @@ def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
     directly, the run is returned unchanged.
 
     Args:
-        may_pack: whether missing .betons are packed. With False, which is for commands that should not write, a
-            missing .beton is an error.
+        may_pack: whether to pack missing .betons. If False, a missing .beton is an error; commands that should not
+            write pass False.
 
     Raises:
         ValueError: a folder cannot be packed or has changed since it was packed; another process that packs it makes
             no progress; or a setting of the run is invalid.
         RuntimeError: a packing worker failed or was killed, or the disk is full.
-        KeyboardInterrupt: a signal arrived. The images packed so far are kept, and the next run continues.
+        KeyboardInterrupt: a signal arrived. The images packed so far are kept, and the next run packs the others.
     """
     if run.data.backend != "ffcv":
         return run
@@ -130,7 +130,7 @@ def _check_without_images(run: Run) -> None:
 
 
 def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", may_pack: bool) -> str:
-    """Return the path of a class folder's .beton. If it is missing, pack it. If `may_pack` is False, raise ValueError.
+    """Return the path of a class folder's .beton. If it is missing, pack it, or raise ValueError if not `may_pack`.
 
     Args:
         num_classes: number of classes that the folder must have; ignored if `classes` is given.
@@ -217,7 +217,7 @@ def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
         )
     why = ""
     try:
-        # The .beton has its classes from a list or from the folder; compare with its own in either case.
+        # The .beton got its classes from a list or from the folder. In both cases, compare with its own classes.
         source = open_source(folder, classes=str(dst))
         fingerprints = (of(source, without=f"{folder}/") for of in (Source.fingerprint, earlier_fingerprint))
         is_same = packed_from in fingerprints

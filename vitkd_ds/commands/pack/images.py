@@ -49,24 +49,24 @@ def pack(
     skip_bad: bool = False,
     restart: bool = False,
 ) -> BetonInfo:
-    """Write images to a .beton, and classes and checksums to a JSON file next to it (its side file). Return its info.
+    """Pack images into a .beton with a side file, a JSON file of classes and checksums. Return the .beton's info.
 
     Args:
         src: class folders, ImageNet or WebDataset tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
         dst: new file ending in .beton, in an existing folder.
         labels: file with the labels of ImageNet's validation tar. With "none", `src` is a folder of unlabelled images,
             and all of them are packed.
-        classes: for class folders and WebDataset tars, file with one class name per line in label order, or a .beton
-            with these classes. Some classes may have no images.
-        split: name of the split to read, for a Hugging Face folder with several splits.
+        classes: file with one class name per line in label order, or a .beton with these classes. Some classes may have
+            no images. Only for class folders and WebDataset tars.
+        split: name of the split to read, if a Hugging Face folder has several.
         write_mode: jpg (small, decoded in training), raw (pixels: large, fast to read), or proportion (half of each).
         max_resolution: maximum longest side in pixels. Larger images are scaled down. 0 keeps every size. None means
             500, or 0 with `passthrough` or `short_side`.
         short_side: maximum shorter side in pixels, as an alternative to `max_resolution`. 0 means off.
         quality: JPEG quality of images that are encoded, 1 to 100.
         passthrough: store RGB and grey JPEGs of up to 8 MiB unchanged if they need no scaling. Encode all others.
-        restart_markers: with `passthrough`, rewrite the unchanged JPEGs as one baseline scan with restart markers.
-            They then decode faster to the same pixels. EXIF data and colour profiles are dropped.
+        restart_markers: with `passthrough`, store original JPEGs as one baseline scan with restart markers. They then
+            decode faster to the same pixels. EXIF data and colour profiles are dropped.
         shuffle: store the images in a reproducible random order instead of the order of the source.
         workers: number of processes. 0 uses one per available CPU.
         skip_bad: skip files that do not decode and log a warning for each. If False, the first such file is an error.
@@ -86,7 +86,7 @@ def pack(
     folder = open_unfinished(dst, settings | asdict(encoding) | {"shuffle": shuffle}, restart=restart)
     # Slurm ends processes with SIGTERM. Treat it like Ctrl-C, which keeps finished parts.
     with handled_by(signal.default_int_handler, signal.SIGTERM), folder as unfinished:
-        _check_dst(dst, workers=workers)  # the last holder of the lock may have finished it
+        _check_dst(dst, workers=workers)  # the previous holder of the lock may have written dst
         order = _order(len(source.labels), shuffle=shuffle)
         packing = Packing(source, encoding, order, unfinished, skip_bad, workers or len(os.sched_getaffinity(0)))
         store_images(packing)
@@ -208,7 +208,7 @@ def _write_tables(unfinished: Unfinished, records: np.ndarray, labels: np.ndarra
 
 
 def _publish(partial: Path, dst: Path, text: str) -> None:
-    """Move the side file and then the .beton to their final names. So a visible .beton always has its side file."""
+    """Move the side file, then the .beton, to their final names, so that a visible .beton always has its side file."""
     if os.path.lexists(dst):
         raise ValueError(f"dst {str(dst)!r} was created by another process. Remove it or pass another name.")
     _check_side(dst)

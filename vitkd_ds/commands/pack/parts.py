@@ -1,4 +1,4 @@
-"""Folder of an unfinished .beton; an interrupted pack continues from it.
+"""Folder of an unfinished .beton, from which an interrupted pack continues.
 
 Images are packed in parts of 64 images each. The folder `.<name>.partial/` has two files for each finished part:
 NUMBER.images contains the bytes of the images, and NUMBER.json, written last, lists them. The bytes are moved in order
@@ -42,7 +42,7 @@ RECORD_DTYPE = np.dtype(
         "formats": "<u8 <u8 <u4 <u4 <u2 <u2 u1 u1".split(),
     }
 )
-"""One stored image: `number` in the storing order, `offset` and `size` in bytes, checksum, pixels, mode and origin."""
+"""One stored image: `number` in the storing order, `offset` and `size` in bytes, CRC32, height, width, mode, origin."""
 SYNC_S = 2.0
 """Seconds between two flushes of `images` to the disk."""
 LOCK_PATIENCE_S = 5.0
@@ -54,9 +54,9 @@ class PackedElsewhere(ValueError):
 
 
 class Layout:
-    """Offsets of consecutive images in FFCV's layout: the file is divided into pages, and no image crosses a page end.
+    """Offsets of consecutive images in FFCV's layout: the file is divided into pages, and no image spans two pages.
 
-    A page has `PAGE_BYTES`. For a larger image, this size is doubled until the image fits.
+    A page has `PAGE_BYTES`. For a larger image, the page size is doubled until the image fits.
     """
 
     def __init__(self, first_byte: int):
@@ -153,7 +153,7 @@ class Unfinished:
         return part if part and part.records["size"].sum() <= num_bytes else None
 
     def move(self, number: int, part: Part) -> None:
-        """Copy the bytes of a part to `images`, unless an earlier run did. Call this for all parts, in order."""
+        """Copy the bytes of a part to `images`, unless an earlier run did so. Call this for all parts, in order."""
         part.records["offset"] = self._layout.place(part.records["size"])
         content = self.content_path(number)
         if content.exists():

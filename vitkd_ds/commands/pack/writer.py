@@ -118,7 +118,7 @@ def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
 
 @contextlib.contextmanager
 def handled_by(handler: Callable | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
-    """Set a handler for some signals temporarily. Do nothing outside the main thread, where Python allows no handlers.
+    """Set a handler for signals temporarily, but only in the main thread: Python forbids handlers in other threads.
 
     Args:
         handler: handler to set.

@@ -23,7 +23,7 @@ class Rate(NamedTuple):
         return 1 / self.images_per_s
 
 
-# Measured on one H100, compiled, with 224-px images and timm architectures without further arguments.
+# Measured on one H100, compiled, with 224-px images and timm architectures with default arguments.
 TEACHERS = {
     "deit3_small_patch16_224": Rate("C1", 28900),
     "deit3_base_patch16_224": Rate("C2", 11100),
@@ -43,9 +43,9 @@ STEP = Rate("S6", 5342)
 STEP_PARTS = (TEACHERS["deit3_small_patch16_224"], STUDENTS["deit_tiny_patch16_224"], LOSS)
 """Speed of a complete DeepSpeed step with a replicated teacher, and of its components measured separately.
 
-The packaged settings differ in one point that was not measured: they compute the gradient norm in one collective."""
+The packaged settings differ from the measured ones in one point: they compute the gradient norm in one collective."""
 STEP_IMAGES = 256
-"""Images per micro-batch in all complete steps here, which ran on one GPU."""
+"""Images per micro-batch in all measured complete steps. They ran on one GPU."""
 UPDATE_MS = 10.1
 """Time in `STEP` from the end of backward to the end of the update. The device was synchronised at both points."""
 REPLICA = Rate("S3", 3577)
@@ -88,7 +88,7 @@ class Hardware:
     def is_measured(self) -> bool:
         """Whether the speeds in this file were measured on this kind of GPU.
 
-        For other GPUs, `plan` assumes the same fraction of the peak, and the same times that no model size affects.
+        For other GPUs, `plan` assumes the same fraction of the peak, and the same fixed times per micro-batch and step.
         """
         return self is HARDWARE["h100"]
 
@@ -138,7 +138,7 @@ class Cpu(Hardware):
 
 
 def find_hardware(name: str, *, processes: int = 1) -> Hardware:
-    """Return the hardware with a short name. For "cpu", measure this machine's CPU.
+    """Return the hardware called `name`. For "cpu", measure this machine's CPU.
 
     Args:
         name: a key of HARDWARE, or "cpu".
@@ -187,5 +187,5 @@ def matmul_tflops(size: int = 512, rounds: int = 9) -> float:
 
 
 def hardware_of(device_name: str) -> Hardware | None:
-    """Return the hardware with a driver's device name, such as "NVIDIA H100 80GB HBM3"; None if it is unknown."""
+    """Return the hardware for the driver's device name, such as "NVIDIA H100 80GB HBM3"; None if it is unknown."""
     return next((hardware for hardware in HARDWARE.values() if hardware.device_name == device_name), None)

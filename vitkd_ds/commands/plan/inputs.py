@@ -53,7 +53,7 @@ class TrainImages:
 
 
 def train_images(run: Run) -> TrainImages:
-    """Return number and size of the training images. If data.train is not an existing .beton, assume ImageNet-1k.
+    """Return number and mean size of the training images. If data.train is not an existing .beton, assume ImageNet-1k.
 
     Raises:
         ValueError: the .beton is invalid or does not fit the run.
@@ -135,7 +135,7 @@ def _host_seconds(num_gathered: int) -> tuple[float, float]:
     beyond_s = known.STEP_IMAGES * (known.STEP.seconds - sum(part.seconds for part in known.STEP_PARTS))
     beyond_s -= known.UPDATE_MS / 1e3
     hooks_s = known.STEP_IMAGES * (known.SHARD.seconds - known.REPLICA.seconds)
-    # Measured with one parameter per weight; flat parameters are assumed to shorten the times as on a CPU.
+    # Measured with one parameter per weight. Flat parameters are assumed to shorten the times as much as on a CPU.
     hooks_s *= known.FLAT_GATHERS * num_gathered / known.SHARD_BLOCKS
     return beyond_s * known.FLAT_BACKWARD, hooks_s
 
@@ -208,9 +208,8 @@ def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: s
     """Return an upper bound on the gathered parameters of a partitioned teacher on one GPU.
 
     The host may gather as many blocks ahead of the GPU as `vitkd_ds.engine.teacher.Pace` allows, or a whole teacher if
-    it has no blocks. In addition, DeepSpeed prefetches one bucket for each module that it enters. The prefetched
-    parameters are at most its limit on live parameters plus one block. When the first block starts, DeepSpeed has
-    entered FETCHES modules.
+    it has no blocks. In addition, DeepSpeed prefetches one bucket for each module that it enters, up to its limit on
+    live parameters plus one block. When the first block starts, DeepSpeed has entered FETCHES modules.
 
     Args:
         gathered: modules returned by `_gathered_modules`.

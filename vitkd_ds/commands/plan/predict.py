@@ -9,9 +9,10 @@ is the time of a measured step minus its update and minus these three components
 Exposed communication is the part that does not overlap with computation. A step consists of k micro-batches, the
 update, and one gather of the updated weights.
 
-For S bytes over N ranks in a ring, DeepSpeed 0.19.8 sends 2 (N-1)/N S bytes per all-reduce and (N-1)/N S bytes per
-gather. ZeRO-2 all-reduces the fp32 gradients of every micro-batch, even with `reduce_scatter`, and each rank keeps its
-partition. The student's bf16 weights are gathered once per step, a sharded teacher's weights once per micro-batch.
+In a ring of N ranks, each rank sends 2 (N-1)/N S bytes to all-reduce S bytes, and (N-1)/N S bytes to gather them.
+DeepSpeed 0.19.8 with ZeRO-2 all-reduces the fp32 gradients of every micro-batch, even with `reduce_scatter`, and each
+rank keeps its partition. The student's bf16 weights are gathered once per step, and a sharded teacher's weights once
+per micro-batch.
 """
 
 import math
@@ -53,9 +54,9 @@ class Inputs:
     gathers: int
     """Collectives in one forward of all sharded teachers: one per block, and one per teacher for the other weights."""
     gathered_params: int
-    """Maximum number of gathered parameters, in use or prefetched, of a sharded teacher on a GPU."""
+    """Maximum number of a sharded teacher's parameters that are gathered on a GPU, in use or prefetched."""
     offloaded_params: int
-    """Maximum number of gathered parameters of an offloaded teacher on a GPU."""
+    """The same number for an offloaded teacher."""
     activation_bytes: float
     """Bytes that student and losses keep for backward, per image."""
     image_bytes: float
@@ -135,7 +136,7 @@ def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, 
     gradients = 0 if is_alone else sent["gradients"] / k / link + buckets * LATENCY_S
     backward = 0 if inputs.is_compiled else BACKWARD_PART * m * (inputs.student_s + inputs.loss_s)
     gradients_left = max(gradients - backward, gradients / buckets)
-    # Blocks are gathered while the teacher computes, but it must wait for the first one.
+    # Blocks are gathered while the teacher computes, but the teacher must wait for the first block.
     gathers = sent["gathers"] / k / link + (inputs.gathers * LATENCY_S if sent["gathers"] else 0)
     copied = copied_bytes(layout, teacher_params=inputs.teacher_params)
     gathers += copied / k / (EFFICIENCY * hardware.pcie_gb_per_s * 1e9)

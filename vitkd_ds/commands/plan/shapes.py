@@ -14,9 +14,8 @@ BLOCK_BYTES_PER_TOKEN = 34
 """Bytes that a block keeps for backward per token and unit of width, in bf16.
 
 The attention matrix is excluded, because fused attention does not keep it. The number is equation 2 of arXiv 2205.05198
-without the term 5as/h. Measured on a CPU in eager mode, all tensors saved by autograd, divided by the number of blocks,
-have 33.1 such bytes for DeiT-Tiny and 32.7 for DeiT-Small. torch.compile keeps less, because it recomputes some of
-them."""
+without the term 5as/h. In eager mode on a CPU, the tensors saved by autograd were measured at 33.1 such bytes per block
+for DeiT-Tiny and 32.7 for DeiT-Small. torch.compile keeps fewer bytes, because it recomputes some of these tensors."""
 CHECKPOINTED_BYTES_PER_TOKEN = 2
 """Bytes that a block keeps per token and unit of width with activation checkpointing. This is its bf16 input."""
 IMAGE_BYTES_PER_VALUE = 9

@@ -67,7 +67,7 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     seconds = predict.step_parts(inputs, layout, hardware)
     total = sum(seconds.values())
     speed = predict.images_per_s(inputs, layout, hardware)
-    # Transfers that overlap with computation cost no time, so each line shows bytes and only the time that is left.
+    # Transfers that overlap with computation cost no time. So lines show all bytes, but only the time without overlap.
     sent = predict.bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     what = {"gradients": "reduction", "weights": "gather after the update", "gathers": "of the teacher's weights"}
     left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB per GPU" for part in sent}
@@ -81,7 +81,7 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     if run.max_steps and schedule.total_steps == run.max_steps:
         length = f"{run.max_steps:,} steps"
     about = f"{steps:,} steps of {run.global_batch_size} images per epoch; without evaluations and checkpoints"
-    # FLOPs of both models per image, on the GPUs that share the images.
+    # The FLOPs per image include all models. Each GPU processes its share of the images.
     tflops = speed / layout.ranks * inputs.flops / 1e12
     shown = f"{tflops:.0f}" if tflops >= 1 else f"{tflops:.2g}"
     rows = [

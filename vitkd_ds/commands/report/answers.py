@@ -39,7 +39,7 @@ class Answers:
         return getattr(self, role) == self.label
 
     def disagreements(self) -> dict[str, np.ndarray]:
-        """Return the rows of images where student and teacher disagree, for each key of OUTCOMES."""
+        """Return the indices of the images where student and teacher disagree, for each key of OUTCOMES."""
         differ = self.student != self.teacher
         student = self.right()
         teacher = self.right("teacher")

@@ -1,4 +1,4 @@
-"""Accuracy of student and teacher per class, difference to another run per class, and confusion matrix."""
+"""Per-class accuracy of student and teacher, per-class difference from another run, and confusion matrix."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ MOST_BARS = 8
 def per_class(own: Answers, other: Result | None, other_answers: Answers | None) -> dict[str, Any]:
     """Return a row for each class that has images, and the confusion matrix, in the form that page.html reads.
 
-    If another run is given, also return the difference to it and the classes with the largest differences.
+    If another run is given, also return the difference from it and the classes with the largest differences.
     """
     heads = ["class", "images", "student top-1 %", "95 % interval"]
     if own.teacher is not None:
@@ -24,7 +24,7 @@ def per_class(own: Answers, other: Result | None, other_answers: Answers | None)
     found: dict[str, Any] = {"class_heads": heads, "classes": rows, "confusion": _confusion(own), "whole": None}
     if other is None:
         return found
-    heads += [f"difference to {other.name}, points", "95 % interval"]
+    heads += [f"difference from {other.name}, points", "95 % interval"]
     ranked = sorted(rows, key=lambda row: -row["points"])
     return found | {
         "other": other,
@@ -66,8 +66,8 @@ def difference(right: np.ndarray, by_other: np.ndarray) -> dict[str, float]:
         by_other: for each image, whether the second model is right.
 
     Returns:
-        `points`, `low` and `high`: the difference and its interval. `gained` and `lost`: numbers of images that only
-        the first model and only the second model gets right.
+        `points`, `low` and `high`: the difference and its interval. `gained`: number of images that only the first
+        model gets right. `lost`: number of images that only the second model gets right.
     """
     gained = int((right & ~by_other).sum())
     lost = int((by_other & ~right).sum())

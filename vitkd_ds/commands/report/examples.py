@@ -31,7 +31,7 @@ def examples(result: Result, own: Answers) -> dict[str, Any]:
     candidates = np.sort(np.concatenate(list(outcomes.values())))
     if not len(candidates):
         return found
-    # Evenly spaced images are typical. The first ones would be of few classes, and the clearest ones would be extreme.
+    # Evenly spaced images are typical. The first images have few classes, and the clearest errors would be extreme.
     number = min(NUM_IMAGES, len(candidates))
     chosen = candidates[np.arange(number) * len(candidates) // number]
     found["about"] += f" {number} of these images are shown, evenly spaced over the file."
@@ -71,7 +71,7 @@ def read_pixels(result: Result, own: Answers, numbers: np.ndarray) -> np.ndarray
         ValueError: the validation images have changed since the evaluation, or an image cannot be decoded.
         OSError: the file cannot be read.
     """
-    # Imports FFCV or torchvision, which are slow, only if there are images to show.
+    # Importing FFCV or torchvision is slow, so do it only if there are images to show.
     from vitkd_ds.data.images import open_images
     from vitkd_ds.data.order import SAMPLE_DTYPE
 

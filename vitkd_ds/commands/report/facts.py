@@ -1,4 +1,4 @@
-"""Facts about a run for a report: progress, key numbers, models, settings unlike the recipe's, and versions."""
+"""Facts about a run for a report: progress, key numbers, models, settings that differ from the recipe, versions."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from vitkd_ds.config.run_folder import METRICS
 from vitkd_ds.recipes import RECIPES, build_run
 
 OF_THE_FOLDER = {"recipe", "workdir", "resume", "extend", "debug"}
-"""Settings that are not listed as differences to the recipe."""
+"""Settings that are not listed as differences from the recipe."""
 
 
 def what_was_run(result: Result) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
         tiles.append((f"{result.top1:.2f} %", f"{about}step {found['step']:,}"))
     for name, metric in VAL_METRICS.items():
         lines = [line for line in result.lines if isinstance(line.get(PREFIX + name), int | float)]
-        # A metric from another evaluation than the student's top-1 is shown with its step.
+        # If a metric and the student's top-1 are from different evaluations, the metric is shown with its step.
         last = found if metric.summarized_for == "classes" else [{}, *lines][-1]
         if metric.tile and isinstance(last.get(PREFIX + name), int | float):
             about = "" if last is found else f", step {last['step']:,}"
@@ -77,7 +77,7 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
 
 
 def _with_knn(tiles: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the tiles of a student without a classifier. The first tile is k-NN top-1, or a hint how to measure it."""
+    """Return the tiles of a student without a classifier. The first tile is k-NN top-1, or a hint on measuring it."""
     knn = [tile for tile in tiles if tile[1].startswith(VAL_METRICS["knn_top1"].tile)]
     rest = [tile for tile in tiles if tile not in knn]
     how = "k-NN top-1. To measure it, train with --data.knn_train and --data.knn_val, or run vitkd-ds eval RUN --knn."
@@ -120,7 +120,7 @@ def _model(settings: dict[str, Any], cost: dict[str, Any]) -> str:
 
 
 def _differences(run: dict[str, Any]) -> list[tuple[str, str, str]] | str:
-    """Return key, recipe's value and run's value of each setting that differs between recipe and run.
+    """Return the settings that differ between recipe and run: key, the recipe's value and the run's value.
 
     If the recipe cannot be read, return the error message instead.
     """

@@ -31,7 +31,7 @@ function ticks(low, high, count) {
   return found;
 }
 
-// Log axis: 1, 2 and 5 times each power of ten, or only the powers if that were too many.
+// Log axis: 1, 2 and 5 times each power of ten, or only the powers if those would be too many.
 function logTicks(low, high) {
   const found = [], factors = Math.log10(high / low) > 2.5 ? [1] : [1, 2, 5];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
@@ -162,7 +162,7 @@ function hover(figure, event) {
   const epoch = Math.min(1, Math.max(0, part)) * last;
   layer.replaceChildren();
   tip.replaceChildren();
-  // Rows are for the nearest step; a curve without a point there shows its own step.
+  // All rows show values at the step nearest to the pointer. A curve without a point there shows its own nearest step.
   const found = visible.map(([number, one]) => ({ number, one, i: nearest(one, epoch) }));
   const at = ({ one, i }) => epochOf(one.run, one.steps[i]);
   const closest = found.reduce((best, each) => (Math.abs(at(each) - epoch) < Math.abs(at(best) - epoch) ? each : best));
@@ -244,7 +244,7 @@ for (const details of document.querySelectorAll(".chart details")) {
   }, { once: true });
 }
 
-// Clicking a heading sorts by its column, clicking again reverses the order; non-numbers come last.
+// Clicking a heading sorts by its column, and clicking again reverses the order. Non-numbers count as lowest.
 for (const head of document.querySelectorAll("table.sorts th")) {
   const button = html("button", "", head);
   button.append(...[...head.childNodes].filter((node) => node !== button));

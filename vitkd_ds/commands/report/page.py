@@ -46,7 +46,7 @@ def page(results: Sequence[Result]) -> str:
         {"name": some.name, "steps_per_epoch": some.config["plan"]["steps_per_epoch"]} | look
         for some, look in zip(results, looks_of(results))
     ]
-    # Names as in page.html.
+    # The keys are the names of variables in page.html.
     content = what_was_run(result) | {"result": result, "others": others, "own": own, "charts": charts}
     if result.config["run"]["data"]["num_classes"]:
         content["tiles"] = [worth(results, answers), *content["tiles"]]

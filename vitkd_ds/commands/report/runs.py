@@ -26,7 +26,7 @@ GROUP_HEADS = (
 def table_of_runs(results: Sequence[Result]) -> dict[str, Any]:
     """Return the cells of the table of runs and, if at least two runs are finished, of the table of groups.
 
-    Runs without an evaluation are only named, as "waiting".
+    For runs without an evaluation, only the names are returned, as "waiting".
     """
     evaluated = [result for result in results if result.evaluation]
     waiting = [result.name for result in results if not result.evaluation]
@@ -50,12 +50,12 @@ def _name(number: int, group: Group) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    """Return the cells of a group. Without a difference to the first group, the last three cells are "-"."""
+    """Return the cells of a group. If there is no difference from the first group, the last three cells are "-"."""
     interval = "-" if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"
     shown = [row.name, str(row.seeds), f"{row.top1:.2f}", interval]
     if row.difference is None:
         return [*shown, "-", "-", "-"]
-    # A row has the difference of its group to the first; the table shows the opposite.
+    # A row has its group's top-1 minus the first group's; the table shows the opposite.
     interval = "-"
     if row.difference_low is not None:
         interval = f"[{-row.difference_high:+.2f}, {-row.difference_low:+.2f}]"

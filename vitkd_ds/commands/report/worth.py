@@ -22,7 +22,7 @@ def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple
     The first run's group (runs that differ only in their seed) is compared with another group. Exactly one of the two
     groups has a teacher. If several groups are possible, the one with the fewest other differences is taken. With
     several common seeds, the interval is computed from the pairs of runs with the same seed. With one common seed, it
-    is computed from the images of the only pair.
+    is computed from the images of the only pair of runs.
 
     Args:
         results: runs of the report.

@@ -1,4 +1,4 @@
-"""Build the runs of a sweep: one for every recipe, combination of grid values and seed."""
+"""Build the runs of a sweep: one for every combination of recipe, grid values and seed."""
 
 import itertools
 import re

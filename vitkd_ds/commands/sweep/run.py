@@ -29,7 +29,7 @@ class Job:
 
 
 class Stopped(Exception):
-    """The sweep was stopped by a signal. The running jobs got the same signal, to save a checkpoint, and exited."""
+    """A signal stopped the sweep. The running jobs got it too, to save a checkpoint, and have exited."""
 
 
 def run_missing(members: Sequence[Member], *, jobs: int) -> list[Member]:

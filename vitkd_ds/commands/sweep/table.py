@@ -1,4 +1,4 @@
-"""Table of a sweep, as Markdown and CSV: mean top-1, interval, paired difference to the first row, and time."""
+"""Table of a sweep, as Markdown and CSV: mean top-1, interval, paired difference from the first row, and time."""
 
 import csv
 import io
@@ -26,14 +26,14 @@ class Row:
     top1: float
     low: float | None
     high: float | None
-    """Upper bound of the 95 % confidence interval of the mean top-1; `low` is the lower one. The interval is Student's
-    t, with one value per seed."""
+    """Upper bound of the 95 % confidence interval of the mean top-1; `low` is the lower bound. The interval is from
+    Student's t distribution, with one value per seed."""
     difference: float | None
     difference_low: float | None
     difference_high: float | None
-    """Upper bound of the 95 % interval of `difference`, which is the mean difference to the first row over their common
-    seeds; `difference_low` is the lower bound. All three are None if there is no common seed or a pair of runs was
-    evaluated on different images."""
+    """Upper bound of the 95 % interval of `difference`; `difference_low` is the lower bound. `difference` is the mean
+    difference from the first row over the common seeds. All three are None if there is no common seed, or if a pair of
+    runs was evaluated on different images."""
     p: float | None
     """Two-sided p-value of the paired t-test on the differences."""
     seconds: float | None
@@ -43,7 +43,7 @@ class Row:
 
 
 def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
-    """Return one row per name that has results. Differences are to the first row.
+    """Return one row per name that has results. Each row has its differences from the first row.
 
     Args:
         results: finished runs: name -> seed -> result.
@@ -112,7 +112,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def _difference(row: Row) -> tuple[str, str, str]:
-    """Return the cells of the difference to the first row, its interval and its p-value."""
+    """Return three cells: the difference from the first row, its interval and its p-value."""
     if row.difference is None:
         return "" if row.has_same_images else "other images", "", ""
     p = TOO_SMALL if row.p is None else f"{row.p:.2g}"
