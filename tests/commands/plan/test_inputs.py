@@ -43,7 +43,7 @@ def test_every_measured_row_is_in_the_table(rate):
 def test_measurements_other_than_speeds_are_in_the_table_too():
     text = " ".join(TABLE.split())
     assert f"{known.STEP.row} 10.1 / 8.2 / 23.6 / {known.UPDATE_MS}" in text
-    assert f"`{known.LOADER.row}`, {known.LOADER_BYTES:,} bytes an image" in text
+    assert f"`{known.LOADER.row}`, {known.LOADER_BYTES:,} bytes per image" in text
 
 
 def test_the_fixed_time_left_with_flat_parameters_follows_from_the_host_rows():
@@ -78,7 +78,7 @@ def test_the_predictions_in_the_table_match_plan():
         for layout in (one_gpu(images), one_gpu(512)):
             speeds.append(f"{images_per_s(inputs, layout, H100):,.0f}")
             memory.append(f"{sum(memory_bytes(inputs, layout).values()) / 2**30:.1f}")
-    assert f"{', '.join(gflops[:2])} and {gflops[2]} GFLOP an image" in TABLE
+    assert f"{', '.join(gflops[:2])} and {gflops[2]} GFLOP per image" in TABLE
     (line,) = re.findall(r"^\| S15 \|.*$", TABLE, re.M)
     assert f"(predicted {', '.join(speeds[::2])})" in line and f"(predicted {', '.join(memory[::2])})" in line
     (line,) = re.findall(r"^\| S16 \|.*$", TABLE, re.M)
