@@ -158,7 +158,12 @@ PAGES = {
                 bool, "", "Print all settings of the run as JSON and exit. --recipe FILE reads them back."
             ),
             "teacher": Option(str, "none", "Train without a teacher, with any recipe."),
-            "help": Option(str, "GROUP", "Describe the settings of one group, such as optim, or one setting."),
+            "help": Option(
+                str,
+                "TOPIC",
+                "Describe one group of settings, such as optim, one setting, or all settings with a word in their "
+                "name, such as lr.",
+            ),
         },
         (
             "vitkd-ds train --recipe images --teacher none --data.train photos/train --data.val photos/val",
