@@ -69,6 +69,12 @@ def test_invalid_options_are_rejected_with_key_and_value(flags, message):
         parse_run((), flags)
 
 
+def test_switches_need_no_value(capsys):
+    cli.train(compile="True", deterministic="True", debug="True", print_config="True")
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["compile"], printed["deterministic"], printed["debug"]) == ("default", True, True)
+
+
 def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
     caplog.set_level("INFO", logger="vitkd_ds")
     for flags in ({}, {"data.train": "demo"}, {"recipe": "demo", "data.train": str(demo_beton("train"))}):
@@ -96,6 +102,13 @@ def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
     (["plan", "--recipe=demo", "--nodes=many"], "--nodes must be a whole number"),
     (["show", "a", "--print_config"], "--print_config is not an option"),
     (["train", "--print_config=maybe"], "--print_config must be true or false"),
+    (["train", "--resume"], "--resume has no value. Pass one, such as --resume=auto. Start of training. auto: resume"),
+    (["train", "--workdir", "--debug"], "--workdir has no value. Pass one. Run folder."),
+    (["doctor", "--optim.lr"], "--optim.lr has no value. Pass a number above 0, such as --optim.lr=0.001. Peak"),
+    (["train", "--data.classes"], "--data.classes has no value. Pass one. File that lists"),
+    (["train", "--teacher"], "--teacher has no value. Pass --teacher none. Train without a teacher"),
+    (["sweep", "--recipes=demo", "--grid.data.order"], "--grid.data.order has no value. Pass one of random, quasi"),
+    (["eval", "x", "--val"], "--val has no value. Pass --val PATH. Validation images"),
     (["train", "--help", "teachers"], "--help teachers: no such group or field; did you mean teacher?"),
     (["predict", "--model=x", "y.jpg"], "--model is not an option: "),
     (["eval", "x", "--batch_size=3"], "--batch_size is not an option: did you mean --micro_batch_size?"),

@@ -232,6 +232,8 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hard
     if "recipe" not in flags:
         raise ValueError("plan needs --recipe. Run `vitkd-ds recipes` for a list.")
     check_hardware(hardware)
+    if "data.train" in flags:
+        flags.setdefault("data.val", flags["data.train"])  # not read, but the recipe `images` has no default
     run = parse_run((), flags)
     from vitkd_ds.commands.plan.text import plan_text
 

@@ -53,6 +53,19 @@ def test_the_top_level_comes_first_and_each_group_has_a_heading():
         assert [line.partition(":")[0] for line in lines if line and line[0] != " "] == expected
 
 
+@pytest.mark.parametrize(
+    "topic, keys",
+    [
+        ("lr", {"optim.lr", "optim.lr_batch_size", "optim.min_lr"}),
+        ("warmup", {"optim.warmup_epochs", "optim.warmup_fraction", "optim.warmup_start_factor"}),
+        ("knn_val", {"data.knn_val"}),
+        ("optim.lr", {"optim.lr"}),
+    ],
+)
+def test_a_word_shows_all_fields_with_this_word_in_their_names(topic, keys):
+    assert fields_in(field_help(build_run("demo"), topic, width=1000)).keys() == keys
+
+
 def test_a_missing_part_is_listed_with_its_own_defaults():
     text = field_help(build_run("demo_plain"), "teacher", width=1000)
     assert "The recipe has none" in text.splitlines()[0]

@@ -29,3 +29,8 @@ def test_a_summary_has_the_students_standard_metrics_and_any_others_measured():
     assert summary_of(found | {"cka/dino": 0.75, "kl/dino": 1.0, "own/dino": 2.0}, "features") == features | {
         "cka/dino": 0.75
     }
+
+
+def test_top5_says_nothing_about_five_or_fewer_classes_and_top1_about_any_number():
+    assert [number for number in range(8) if not VAL_METRICS["top5"].says(number)] == [1, 2, 3, 4, 5]
+    assert all(VAL_METRICS["top1"].says(number) for number in range(8))

@@ -63,10 +63,11 @@ PAGES = {
         },
         (
             "vitkd-ds plan --recipe deit_tiny_from_deit3_small --nodes 2",
-            "vitkd-ds plan --recipe vit_small_from_dinov3_large --gpus 4 --hardware a100 --epochs 100",
+            "vitkd-ds plan --recipe images --teacher none --data.train photos/train --gpus 1 --hardware rtx4090",
         ),
-        "If --data.train is a .beton, its images are counted; otherwise, plan assumes the images of ImageNet-1k. It "
-        "knows the measured speeds of some models at 224 px. For all other models, it assumes a fixed fraction of the "
+        "For your own images, pass --recipe images, --data.train, and --teacher.model NAME or --teacher none. Images "
+        "in a .beton or in class folders are counted; otherwise, plan assumes the images of ImageNet-1k. It knows the "
+        "measured speeds of some models at 224 px. For all other models, it assumes a fixed fraction of the "
         "GPU's peak FLOP/s.",
         takes_run=True,
     ),
@@ -158,7 +159,12 @@ PAGES = {
                 bool, "", "Print all settings of the run as JSON and exit. --recipe FILE reads them back."
             ),
             "teacher": Option(str, "none", "Train without a teacher, with any recipe."),
-            "help": Option(str, "GROUP", "Describe the settings of one group, such as optim, or one setting."),
+            "help": Option(
+                str,
+                "TOPIC",
+                "Describe one group of settings, such as optim, one setting, or all settings with a word in their "
+                "name, such as lr.",
+            ),
         },
         (
             "vitkd-ds train --recipe images --teacher none --data.train photos/train --data.val photos/val",

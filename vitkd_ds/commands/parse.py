@@ -11,14 +11,18 @@ from vitkd_ds.config.check import check_classes, check_run
 from vitkd_ds.config.help import field_help
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import convert, nearest_option
+from vitkd_ds.config.part import locate, what
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import check_paths
+from vitkd_ds.config.teachers import path_of
 from vitkd_ds.data.augment.policy import parse_rand_augment
 from vitkd_ds.data.classes import count_classes
 from vitkd_ds.recipes import build_run
 
 logger = logging.getLogger(__name__)
 
+NO_VALUE = "True"
+"""Text that fire passes for an option without a value."""
 OF_RUN = ("recipe", "teacher", "workdir", "help", "grid.KEY")
 """Options on a help page that belong to the run, or that the command's function reads from `flags`."""
 
@@ -49,6 +53,7 @@ def command(
             if unknown:
                 help = nearest_option(unknown[0], page.options) if page.options else "there are none"
                 raise ValueError(f"--{unknown[0]} is not an option: {help}")
+            check_values(name, flags)
             check_words(given, " ".join(page.words))
             own = {key: convert(flags.pop(key), kind, key) for key, kind in own_options(name).items() if key in flags}
             function(*given, **own, **({"flags": flags} if page.takes_run else {}))
@@ -57,6 +62,21 @@ def command(
         return checked
 
     return make
+
+
+def check_values(name: str, flags: dict[str, str]) -> None:
+    """Raise ValueError if an option of the command `name` was given without the value that it needs."""
+    for key in [key for key, text in flags.items() if text == NO_VALUE]:
+        option = PAGES[name].options.get(key)
+        if option and option.kind is not bool:
+            raise ValueError(f"--{key} has no value. Pass --{key} {option.value}. {option.about}")
+        field = None if option else locate(Run, path_of(key.removeprefix("grid.")))[1]
+        if field and field.annotation is not bool and key != "compile":  # compile=true means its default mode
+            kind = what(field) if what(field) != "text" else "one"
+            has_example = isinstance(field.default, str | int | float) and field.default != ""
+            example = f", such as --{key}={field.default}" if has_example else ""
+            about = " ".join((field.description or "").split())
+            raise ValueError(f"--{key} has no value. Pass {kind}{example}. {about}")
 
 
 def own_options(name: str) -> dict[str, type]:
@@ -126,7 +146,7 @@ def train_help(flags: dict[str, str], summary: str) -> str:
     """Return the help text of train: the help page and all settings, or only the group or setting that --help names."""
     recipe = flags.get("recipe", "demo")
     topic = flags["help"]
-    topic = "" if topic == "True" else topic  # fire passes True for a flag without a value
+    topic = "" if topic == NO_VALUE else topic
     fields = field_help(build_run(recipe), topic, width=columns())
     about = "" if topic else f"{page_text('train', summary)}\n\n"
     return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shlex
 from itertools import accumulate, groupby
 from textwrap import wrap
@@ -20,13 +21,16 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
     Args:
         run: the values of this run are shown as defaults. If the run lacks a group, the defaults of the group's class
             are shown.
-        topic: a group (optim, losses, losses.ce) or one field (optim.lr) to show; "" shows everything.
+        topic: a group (optim, losses, losses.ce), one field (optim.lr), or a word that fields' names contain (lr) to
+            show; "" shows everything.
 
     Raises:
         ValueError: the topic is unknown; the message suggests the nearest one.
     """
     settings = sorted(settings_of(type(run), run), key=lambda setting: "." in setting.key)  # top level first
     chosen = [setting for setting in settings if not topic or f"{setting.key}.".startswith(f"{topic}.")]
+    whole_word = re.compile(rf"(^|[._]){re.escape(topic)}($|[._])")
+    chosen = chosen or [setting for setting in settings if whole_word.search(setting.key)]
     if not chosen:
         names = {name for setting in settings for name in accumulate(setting.key.split("."), "{}.{}".format)}
         raise ValueError(f"--help {topic}: no such group or field; {nearest_option(topic, names, prefix='')}")

@@ -23,6 +23,8 @@ class Metric:
     digits: int = 4
     """Decimals in printed output."""
     is_higher_better: bool = True
+    most_certain: int = 0
+    """Greatest number of classes for which the value is always 100 %. Tables and cards then omit it."""
     has_interval: bool = False
     """Whether the metric is a percentage of the validation images, so that Wilson's interval is valid."""
     chart: str = ""
@@ -42,6 +44,10 @@ class Metric:
     classifier. features: headless."""
     decides_for: Literal["", "classes", "features"] = ""
     """Kind of student that uses this metric to select its best checkpoint."""
+
+    def says(self, num_classes: int) -> bool:
+        """Return whether the metric says something about a student with this number of classes."""
+        return not 0 < num_classes <= self.most_certain
 
     def is_better(self, value: float, other: float) -> bool:
         """Return whether `value` is better than `other`."""
@@ -65,6 +71,7 @@ VAL_METRICS = {
         said="top-5 %",
         unit="%",
         digits=2,
+        most_certain=5,
         has_interval=True,
         column=("top-5", "%"),
         csv="student_top5_percent",

@@ -27,7 +27,7 @@ def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
     if num_images < global_batch_size:
         raise ValueError(
             f"{num_images} training images are fewer than one global batch (global_batch_size={global_batch_size}). "
-            f"Lower global_batch_size to {num_images} or less, or use more images."
+            f"Pass --global_batch_size={1 << max(num_images, 1).bit_length() - 1}, or use more images."
         )
     return num_images // global_batch_size
 

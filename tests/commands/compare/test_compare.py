@@ -217,3 +217,15 @@ def test_a_folder_given_twice_is_rejected_under_any_path(runs, monkeypatch):
     for other in ("plain0", "plain0/", "./plain0", "plain1/../plain0", "link", runs / "plain0"):
         with pytest.raises(ValueError, match="the run "):
             shown("plain0", "plain1", other)
+
+
+@pytest.mark.parametrize("numbers, has_column, cells", [((5, 2), False, 9), ((6, 5), True, 10)])
+def test_top5_is_left_out_where_five_or_fewer_classes_make_it_certain(runs, numbers, has_column, cells):
+    folders = runs / "plain0", runs / "taught3"
+    for run, number in zip(folders, numbers, strict=True):
+        change(run, run__data__num_classes=number)
+    text = shown(*folders)
+    assert ("top-5" in text) == has_column and {len(row) for row in table(text).values()} == {cells + 1}
+    if has_column:
+        found = [table(text)[run.name][1] for run in folders]
+        assert found == [f"{evaluated(folders[0])['val_top5']:.2f}", "-"]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from tests.commands.test_probe import write_student
 from tests.conftest import metrics_of
 from vitkd_ds.commands.export import export
 from vitkd_ds.commands.export.card import code, initial_weights
+from vitkd_ds.config.metrics import VAL_METRICS
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.train.statistics import wilson_interval
 
@@ -51,6 +53,13 @@ def test_a_card_has_the_exported_steps_results_with_the_number_of_images(whole_r
     assert f'timm.create_model("local-dir:{(tmp_path / "out").name}", pretrained=True)' in text
     assert text.startswith("\n# run\n"), "the title is the run's"
     assert str(tmp_path) not in text and all(f"`{name}`" in text for name in CLASSES)
+
+
+def test_a_card_leaves_out_a_metric_that_says_nothing_about_so_few_classes(whole_run, tmp_path, monkeypatch):
+    certain = replace(VAL_METRICS["top5"], most_certain=len(CLASSES))
+    monkeypatch.setitem(VAL_METRICS, "top5", certain)
+    _, text = card_of(whole_run, tmp_path / "out")
+    assert "| top-1 % |" in text and "top-5" not in text
 
 
 @pytest.mark.parametrize(

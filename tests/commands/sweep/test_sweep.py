@@ -142,6 +142,7 @@ def test_class_folders_are_packed_once_before_the_runs(tmp_path):
         done = run_command(*command, f"--seeds={seeds}")
         assert rows_in(tmp_path / "sweep")[0]["seeds"] == str(seeds)
     assert "1 of 2 runs are finished" in done.stderr
+    assert done.stderr.count("packed earlier from") == 2  # data.train and data.val, not once per run
 
 
 def test_each_job_has_its_own_cpus_and_one_gpu(monkeypatch):

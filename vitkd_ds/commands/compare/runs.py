@@ -57,6 +57,11 @@ class Result:
         return int(self.evaluation["val_num_images"])
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 for a run without labels."""
+        return self.config["run"]["data"]["num_classes"]
+
+    @property
     def top1(self) -> float:
         """The student's top-1 in the newest evaluation, in percent."""
         return self.evaluation["val_top1"]

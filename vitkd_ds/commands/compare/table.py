@@ -3,18 +3,16 @@
 import csv
 import io
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.commands.compare.seeds import WIDEST, Group
 from vitkd_ds.commands.usage import columns
-from vitkd_ds.config.metrics import PREFIX, VAL_METRICS, deciding
+from vitkd_ds.config.metrics import PREFIX, VAL_METRICS, Metric, deciding
 
 if TYPE_CHECKING:
     from vitkd_ds.commands.compare.speed import Speeds  # imports torch
 
-COLUMNS = {name: metric for name, metric in VAL_METRICS.items() if metric.column}
-ACCURACY = (("", "run"), *(metric.column for metric in COLUMNS.values()))
 COST = (
     ("params", "M"),
     ("", "GFLOPs"),
@@ -51,7 +49,7 @@ def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
     lines = _lines(rows)
     # A table that is too wide becomes two, accuracy and cost. Each of them is split again if needed.
     if max(map(len, lines)) > width:
-        cut = len(ACCURACY)
+        cut = len(rows[0]) - len(COST)
         lines = [*_pieces([row[:cut] for row in rows], width), ""]
         lines += _pieces([(row[0], *row[cut:]) for row in rows], width)
     return "\n".join([about, "", *lines])
@@ -70,16 +68,23 @@ def _pieces(rows: Sequence[tuple[Any, ...]], width: int) -> list[str]:
 
 def table_rows(results: Sequence[Result], speeds: "Speeds | None") -> list[tuple[Any, ...]]:
     """Return the header row and one row per run. A cell of the header is a pair of texts, one for each header line."""
-    return [ACCURACY + COST] + [
-        (*_accuracy(result), *_cost(result, *both))
+    # A metric is left out if it says nothing about any of the runs.
+    metrics = {
+        name: metric
+        for name, metric in VAL_METRICS.items()
+        if metric.column and any(metric.says(result.num_classes) for result in results)
+    }
+    heads = (("", "run"), *(metric.column for metric in metrics.values()), *COST)
+    return [heads] + [
+        (*_accuracy(result, metrics), *_cost(result, *both))
         for result, both in zip(results, speeds.images_per_s if speeds else repeat((None, None)))
     ]
 
 
-def _accuracy(result: Result) -> tuple[str, ...]:
+def _accuracy(result: Result, metrics: Mapping[str, Metric]) -> tuple[str, ...]:
     low, high = result.top1_interval
-    found = result.evaluation
-    numbers = {name: _number(found.get(PREFIX + name), f".{metric.digits}f") for name, metric in COLUMNS.items()}
+    found = {name: result.evaluation.get(PREFIX + name) for name in metrics if metrics[name].says(result.num_classes)}
+    numbers = {name: _number(found.get(name), f".{metric.digits}f") for name, metric in metrics.items()}
     numbers[deciding("classes")] += f" [{low:.2f}, {high:.2f}]"
     return (result.name, *numbers.values())
 

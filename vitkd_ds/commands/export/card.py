@@ -36,6 +36,7 @@ def model_card(exported: Exported, *, name: str, source: str) -> str:
     evaluation = _evaluation(exported)
     num_images = int(evaluation.get(EVALUATED, 0))
     found = {metric: evaluation.get(PREFIX + name) for name, metric in VAL_METRICS.items() if metric.said}
+    found = {metric: value for metric, value in found.items() if metric.says(len(exported.classes))}
     return _template().render(
         name=one_line(exported.run_folder.resolve().name if exported.run_folder else name),
         source=json.dumps(source),

@@ -17,7 +17,9 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.config.teachers import role_of, teacher_of
 from vitkd_ds.config.term import Term
 from vitkd_ds.data.beton.format import SUFFIX, read_beton
+from vitkd_ds.data.classes import is_class_folder, packed_path
 from vitkd_ds.data.demo import demo_beton
+from vitkd_ds.data.sources import open_source
 from vitkd_ds.data.subset import use_part
 from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config, is_bf16, most_blocks
 from vitkd_ds.engine.optimizers.base import state_bytes
@@ -47,24 +49,31 @@ class TrainImages:
     bytes_per_image: float
     """Mean size of the stored images, in bytes."""
     name: str
-    """Path of the .beton with the counted images, or the name of the assumed data set."""
+    """Path of the .beton or folder with the counted images, or the name of the assumed data set."""
     bytes_source: str
     """Text that tells where `bytes_per_image` is from."""
 
 
 def train_images(run: Run) -> TrainImages:
-    """Return number and mean size of the training images. If data.train is not an existing .beton, assume ImageNet-1k.
+    """Return number and mean size of the training images. Assume ImageNet-1k if data.train is not a .beton or class folder.
 
     Raises:
-        ValueError: the .beton is invalid or does not fit the run.
+        ValueError: the .beton or folder is invalid or does not fit the run.
     """
     path = demo_beton("train") if run.data.train == "demo" else Path(run.data.train)
+    if is_class_folder(str(path)) and packed_path(path).is_file():
+        path = packed_path(path)
     if path.suffix == SUFFIX and path.is_file():
         info, stored, labels = read_beton(path)
-        *_, chosen = use_part(run.data, labels, info.classes, path=str(path), split="train")
-        return TrainImages(len(chosen), float(stored["size"][chosen].mean()), str(path), f"counted: {path}")
-    source = f"measured, row {known.LOADER.row}: ImageNet"
-    return TrainImages(IMAGENET_IMAGES, known.LOADER_BYTES, "ImageNet-1k's training set", source)
+        classes, sizes = info.classes, stored["size"]
+    elif is_class_folder(str(path)):
+        source = open_source(path)
+        classes, sizes, labels = source.classes, source.sizes, source.labels
+    else:
+        where = f"measured, row {known.LOADER.row}: ImageNet"
+        return TrainImages(IMAGENET_IMAGES, known.LOADER_BYTES, "ImageNet-1k's training set", where)
+    *_, chosen = use_part(run.data, labels, classes, path=str(path), split="train")
+    return TrainImages(len(chosen), float(sizes[chosen].mean()), str(path), f"counted: {path}")
 
 
 def inputs_of(run: Run, hardware: Hardware) -> Inputs:

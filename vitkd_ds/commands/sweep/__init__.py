@@ -41,8 +41,7 @@ def sweep(members: Sequence[Member], *, jobs: int = 1) -> str:
         raise ValueError(f"--jobs must be positive, got {jobs}")
     workdir = members[0].folder.parents[1]
     workdir.mkdir(parents=True, exist_ok=True)
-    # Pack class folders once here, so that the runs only read the .betons.
-    members = [replace(member, run=pack_folders(member.run)) for member in members]
+    members = _packed(members)
     try:
         failed = run_missing(members, jobs=jobs)
     except Stopped:
@@ -55,6 +54,20 @@ def sweep(members: Sequence[Member], *, jobs: int = 1) -> str:
             "resume."
         )
     return text
+
+
+def _packed(members: Sequence[Member]) -> list[Member]:
+    """Pack class folders once, so that the runs only read the .betons. Return the members with the paths of these."""
+    paths = {}
+    packed = []
+    for member in members:
+        data = member.run.data
+        key = (data.backend, data.train, data.val, data.labels, data.num_classes)
+        if key not in paths:
+            found = pack_folders(member.run).data
+            paths[key] = {"train": found.train, "val": found.val}
+        packed.append(replace(member, run=replace(member.run, data=replace(data, **paths[key]))))
+    return packed
 
 
 def report(members: Sequence[Member], workdir: Path) -> str:
