@@ -53,7 +53,7 @@ def load_head(
     if found not in wanted or any(len(bias) != num_classes for bias in biases):
         bias = f" and a bias of length {len(biases[0])}" if biases else ""
         raise ValueError(
-            f"{key} needs a weight of shape {' or '.join(map(str, wanted))} and a bias of length {num_classes}, because "
+            f"{key} needs a weight of shape {' or '.join(map(str, wanted))} and a bias of length {num_classes}, as "
             f"data.num_classes is {num_classes} and the teacher's width is {dim}, but it has {found}{bias} {advice}"
         )
     with torch.device("cpu"):  # even if the model is on the meta device

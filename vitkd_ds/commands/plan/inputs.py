@@ -55,7 +55,7 @@ class TrainImages:
 
 
 def train_images(run: Run) -> TrainImages:
-    """Return number and mean size of the training images. Assume ImageNet-1k if data.train is not a .beton or class folder.
+    """Return number and mean size of the training images; ImageNet-1k if data.train is no .beton or class folder.
 
     Raises:
         ValueError: the .beton or folder is invalid or does not fit the run.
