@@ -40,20 +40,22 @@ def test_a_probe_gives_a_headless_teacher_logits(tmp_path, width, seen):
 def test_a_probe_with_other_classes_or_width_is_rejected(tmp_path):
     path = save("dinov3", tmp_path)
     for shapes, message in {
-        ((5, 48), (5,)): r"shape \(10, 48\) or \(10, 96\) .*got \(5, 48\)",
-        ((10, 64), (10,)): r"has \(10, 64\) and a bias of length 10 in \S+. Save only the probe",
-        ((10, 48), (9,)): r"a bias of length 10, .*has \(10, 48\) and a bias of length 9",
+        ((5, 48), (5,)): r"shape \(5, 48\) .*must be \(10, 48\) or \(10, 96\)",
+        ((10, 64), (10,)): r"shape \(10, 64\) and a bias of length 10\. .*Save only the probe",
+        ((10, 48), (9,)): r"shape \(10, 48\) and a bias of length 9\. .* a bias of length 10\.",
         ((10, 48), (10, 48)): "one weight .* and at most one bias",
     }.items():
         save_file({str(i): torch.zeros(shape) for i, shape in enumerate(shapes)}, head := tmp_path / "head.safetensors")
-        with pytest.raises(ValueError, match=f"teacher.head must .*{message}"):
+        with pytest.raises(ValueError, match=f"teacher.head=.*{message}"):
             build_teacher(config("dinov3", path, head=str(head)), DATA)
     with pytest.raises(ValueError, match="teacher.head: no file at /no/where"):
         build_teacher(config("dinov3", path, head="/no/where.safetensors"), DATA)
     save_file({"w": torch.zeros(10, 96)}, head)
     headless = TeacherConfig(model="vit_small_patch16_224", checkpoint="random", head=str(head), model_args={
         **ARGS, "class_token": False, "global_pool": "avg"})  # fmt: skip
-    with pytest.raises(ValueError, match=r"of shape \(10, 48\) and a bias of length 10, .*has \(10, 96\) in"):
+    with pytest.raises(
+        ValueError, match=r"of shape \(10, 96\)\. .* width 48, the shape must be \(10, 48\), with a bias of length 10"
+    ):
         build_teacher(headless, DATA)
 
 

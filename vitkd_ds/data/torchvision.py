@@ -1,11 +1,11 @@
 """Backend with Pillow, torchvision and DataLoader; needs neither FFCV nor the decoder.
 
-For a .beton, order, crops, flips, augmentation and pixels are the same as in the FFCV backend. This backend also reads
-unpacked sources: every source that `vitkd-ds pack` can pack without options. The images of such a source have the
-numbers that `pack` gives them without --shuffle and --skip_bad. Their crops are drawn for the original sizes, even if
+From a .beton, this backend makes the same epochs as the FFCV backend: order, crops, flips, augmentation and pixels are
+equal. This backend also reads unpacked sources: every source that `vitkd-ds pack` can pack without options. It numbers
+their images as `pack` does without --shuffle and --skip_bad. Their crops are drawn for the original sizes, even if
 `pack` would scale the images.
 
-Pillow ignores damage inside a JPEG. If the compiled decoder was built, it therefore checks the JPEGs of such a source.
+Pillow ignores damage inside a JPEG. If the compiled decoder was built, it checks the JPEGs of unpacked sources.
 A .beton needs no such check: it was checked when it was packed, and stores a CRC32 of each image.
 """
 

@@ -45,16 +45,19 @@ def load_head(
         raise ValueError(f"{key}: no file at {path}. Check the path.")
     state = load_state_dict_file(path)
     weights, biases = ([tensor for tensor in state.values() if tensor.ndim == ndim] for ndim in (2, 1))
-    advice = f"in {path}. Save only the probe, for these classes and this teacher."
+    remedy = "Save only the probe, for these classes and this teacher."
     if len(weights) != 1 or len(biases) > 1 or len(state) != len(weights) + len(biases):
         shapes = {name: tuple(tensor.shape) for name, tensor in list(state.items())[:4]}
-        raise ValueError(f"{key} must contain one weight [K, D] and at most one bias [K], got {shapes} {advice}")
+        raise ValueError(
+            f"{key}={path} must contain one weight [K, D] and at most one bias [K], got {shapes}. {remedy}"
+        )
     found, wanted = tuple(weights[0].shape), [(num_classes, dim), (num_classes, 2 * dim)][: 1 + has_class_token]
     if found not in wanted or any(len(bias) != num_classes for bias in biases):
         bias = f" and a bias of length {len(biases[0])}" if biases else ""
         raise ValueError(
-            f"{key} needs a weight of shape {' or '.join(map(str, wanted))} and a bias of length {num_classes}, as "
-            f"data.num_classes is {num_classes} and the teacher's width is {dim}, but it has {found}{bias} {advice}"
+            f"{key}={path} has a weight of shape {found}{bias}. For data.num_classes={num_classes} and the teacher's "
+            f"width {dim}, the shape must be {' or '.join(map(str, wanted))}, with a bias of length {num_classes}. "
+            f"{remedy}"
         )
     with torch.device("cpu"):  # even if the model is on the meta device
         head = LinearHead(found[1], found[0], bias=bool(biases))

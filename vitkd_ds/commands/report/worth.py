@@ -66,7 +66,7 @@ def _has_teacher(group: Group) -> bool:
 
 
 def _also_differ(own: Group, other: Group) -> list[str]:
-    """Return the names of the settings that differ between two groups, without the sections BELONGS."""
+    """Return the names of the settings that differ between two groups, except those in the groups BELONGS."""
     one, two = next(iter(own.values())), next(iter(other.values()))
     keys = sorted(one.settings.keys() | two.settings.keys())
     keys = [key for key in keys if of_any(key).partition(".")[0] not in BELONGS]

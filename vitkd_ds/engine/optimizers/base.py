@@ -18,7 +18,7 @@ from vitkd_ds.models.distiller import Distiller
 
 
 class Optimizer(torch.optim.Optimizer):
-    """First base class of every `Choice`. It extends `step` of the second base class, a torch optimizer.
+    """First of the two base classes of every `Choice`. It extends `step` of the other one, a torch optimizer.
 
     After each update, ema = decay * ema + (1 - decay) * parameter. The average starts from the parameters before the
     first update. A decay of 0 disables it.
