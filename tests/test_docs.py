@@ -107,6 +107,8 @@ def test_commands_are_accepted(page, words, finished_run):
         flags = {key: value for key, value in flags_of(rest[1:]).items() if not key.startswith("grid.")}
         of_a_run = {key: value for key, value in flags.items() if key not in own_options(rest[0])}
         of_a_run.pop("workdir", None)
+        if rest[0] == "plan" and "data.train" in of_a_run:
+            of_a_run.setdefault("data.val", of_a_run["data.train"])  # as `plan` itself does
         assert not of_a_run or (takes_run and cli.parse_run((), _on_the_demos_data(of_a_run)))
     else:
         assert (ROOT / program).is_file()

@@ -73,12 +73,20 @@ def _run(*first: str) -> None:
             near = f"did you mean vitkd-ds train --help {name}?" if is_setting else nearest(name, COMMANDS)
             raise ValueError(f"vitkd-ds has no command {name}: {near}")
         else:
-            fire.Fire(SetParseFn(str)(COMMANDS[name]), command=words, name=name)
+            fire.Fire(SetParseFn(str)(COMMANDS[name]), command=_with_values(words), name=name)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, OSError) else REFUSED)  # an I/O error may be transient
+
+
+def _with_values(words: list[str]) -> list[str]:
+    """Return the words with =True after each --noX that has no value, which fire would read as --X=False."""
+    return [
+        f"{word}=True" if word.startswith("--no") and "=" not in word and following.startswith("-") else word
+        for word, following in zip(words, [*words[1:], "--"])
+    ]
 
 
 @command("train", about=train_help)

@@ -93,8 +93,10 @@ class _Growing:
 def _wait_for_a_start(folder: Path) -> None:
     """Wait until the folder contains a run. Raise ValueError if it contains something else."""
     is_told = False
+    if folder.is_file():
+        raise ValueError(f"{folder} is not a run folder: it is a file. Pass the --workdir of the run.")
     while not (folder / CONFIG).is_file():
-        if folder.exists() and holder_of(folder) is None and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and holder_of(folder) is None and any(folder.iterdir()):
             raise ValueError(f"{folder} is not a run folder: it has no {CONFIG}. Pass the --workdir of the run.")
         if not is_told:
             logger.info("no run in %s yet; waiting for it to start. Press Ctrl-C to stop.", folder)

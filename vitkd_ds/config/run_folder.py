@@ -99,7 +99,8 @@ def find_student(source: str | Path) -> Path:
     for file in student_files(folder):
         if not file.is_file():
             advice = hub_folder.advice_for(folder / CONFIG)
-            raise ValueError(f"{source} is not a run, checkpoint or exported student: {file} does not exist{advice}")
+            problem = f"{file} does not exist" if folder.is_dir() else f"there is no folder {folder}. Check the path."
+            raise ValueError(f"{source} is not a run, checkpoint or exported student: {problem}{advice}")
     return folder
 
 

@@ -181,9 +181,9 @@ def test_runs_are_checked_before_any_starts_and_named_by_their_differences(tmp_p
         (["demo"], 1, {"recipe": "demo_plain"}, "--recipe is set by the sweep"),
         (["demo"], 1, {"grid.workdir": "a,b"}, "--grid.workdir is set by the sweep"),
         (["demo"], 1, {"grid.optim.lr": ""}, "--grid.optim.lr has no values"),
-        (["demo"], 0, {}, "needs at least one recipe and one seed"),
+        (["demo"], 0, {}, "needs at least one seed, got 0. Pass --seeds"),
         (["demo"], 1, WITHOUT_LABELS, "demo.* has data.labels=ignore"),
-        ([], 1, {}, "needs at least one recipe and one seed"),
+        ([], 1, {}, "needs at least one recipe. Pass --recipes"),
         (["demo"], 1, {"grid.optim.lr": "1", "optim.lr": "2"}, "--optim.lr and --grid.optim.lr are both given"),
     ],
 )

@@ -97,8 +97,12 @@ def _checked_grid(recipes: Sequence[str], seeds: int, flags: Mapping[str, str]) 
     for key in OWNED:
         if {key, GRID + key} & flags.keys():
             raise ValueError(f"--{key} is set by the sweep for each run. {OWNED[key]}")
-    if seeds < 1 or not recipes:
-        raise ValueError(f"sweep needs at least one recipe and one seed, got {len(recipes)} and {seeds}")
+    if not recipes:
+        raise ValueError(
+            "sweep needs at least one recipe. Pass --recipes NAME,...; `vitkd-ds recipes` lists the names."
+        )
+    if seeds < 1:
+        raise ValueError(f"sweep needs at least one seed, got {seeds}. Pass --seeds with 1 or more.")
     grid = {key.removeprefix(GRID): _values(text) for key, text in flags.items() if key.startswith(GRID)}
     for key, values in grid.items():
         if not values:

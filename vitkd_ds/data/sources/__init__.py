@@ -5,6 +5,7 @@ other modules implement them. Archives are not unpacked: their members are read 
 name inside an archive never becomes a path on this machine.
 """
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
         remedy = "pass the path of one of these"
         if has_loose_images(path):
             found += ", but contains images without a class"
-            remedy = f"pack them without labels (vitkd-ds pack SRC DST --labels {NO_LABELS}), move them into a folder "
-            remedy += "per class, or give ImageNet's validation tar itself, with --labels"
+            command = f"vitkd-ds pack {shlex.quote(str(path))} FILE.beton --labels {NO_LABELS}"
+            remedy = f"pack them without labels ({command}), move them into a folder per class, or "
+            remedy += "give ImageNet's validation tar itself, with --labels"
         raise ValueError(f"{must} {found} at {str(src)!r}: {remedy}")
     _, opener, known = KINDS[fitting[0]]
     for option, value in options.items():
