@@ -5,6 +5,7 @@ There are two backends: `vitkd_ds.data.beton.stream`, which is based on FFCV, an
 
 import torch
 
+from vitkd_ds.config.image_sizes import Phases
 from vitkd_ds.config.run import AugmentConfig, DataConfig
 from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.colours import IMAGENET, Statistics
@@ -28,6 +29,7 @@ def build_loader(
     device: torch.device | str = CPU,
     normalize: Statistics | None = None,
     statistics: Statistics = IMAGENET,
+    phases: Phases | None = None,
 ) -> Loader:
     """Open and check the images of a split, and return their loader for one rank.
 
@@ -41,6 +43,8 @@ def build_loader(
         device: device of the returned micro-batches.
         normalize: (mean, std), 3 numbers each, to return fp32 images (x / 255 - mean) / std; None returns uint8.
         statistics: the model's (mean, std), for RandAugment's fill colour and for the noise of random erasing.
+        phases: image size and strength of RandAugment in each training epoch, from `vitkd_ds.config.image_sizes`. None
+            uses data.image_size and full strength; data.image_sizes itself is ignored.
 
     Raises:
         ValueError: an argument, a file or a class is invalid.
@@ -60,9 +64,9 @@ def build_loader(
     # The images themselves are checked when they are opened.
     augment = augment or AugmentConfig()
     has_work = split == "train" and Augmenter.has_work(augment)
-    augmenter = Augmenter(augment, seed=seed, statistics=statistics) if has_work else None
+    augmenter = Augmenter(augment, seed=seed, statistics=statistics, phases=phases) if has_work else None
     options = {"split": split, "seed": seed, "micro_batch_size": micro_batch_size}
-    images = open_images(data, classes=classes, augmenter=augmenter, **options)
+    images = open_images(data, classes=classes, augmenter=augmenter, phases=phases, **options)
     return Loader(
         images,
         data,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitkd_ds.config.image_sizes import Phases, check_phases, phases_of
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import description_beside
 from vitkd_ds.config.teachers import called, role_of, stored
@@ -71,6 +72,8 @@ class Parts:
     """Loss terms whose metrics are evaluated in a run without labels, by name. They are fp32 copies on the CPU."""
     knn_loaders: tuple[Loader, Loader] | None = None
     """Loaders of labelled images for k-NN, with validation crops: first neighbours, then images to classify."""
+    phases: Phases | None = None
+    """Size of the training images in each epoch; None if it is always data.image_size."""
     train_loader: Loader | None = None
     """None in `vitkd-ds doctor`, which trains on random images. The same holds for val_loader."""
     val_loader: Loader | None = None
@@ -128,11 +131,30 @@ def build_parts(run: Run, device: torch.device) -> Parts:
     steps_per_epoch = train_loader.steps_per_epoch
     schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
     check_warmup(run, schedule)
+    phases = build_phases(run, schedule)
+    if phases:  # they depend on the number of images, so the images are opened a second time
+        train_loader.close()
+        train_loader = ranks.together(lambda: open_split(run, "train", split.micro_batch_size, device, phases=phases))
     models = ranks.together(lambda: build_models(run, classes))
     parts = start_engines(run, ds_config, models, schedule, device)
     answering = tuple(name for name in parts.answering if name in knowing)
     loaders = {"train_loader": train_loader, "val_loader": val_loader, "knn_loaders": knn_loaders}
-    return replace(parts, answering=answering, **loaders)
+    return replace(parts, answering=answering, phases=phases, **loaders)
+
+
+def build_phases(run: Run, schedule: Schedule) -> Phases | None:
+    """Return the phases of data.image_sizes, or None without it.
+
+    Raises:
+        ValueError: a phase has no epoch. A debug run, which may be shorter than an epoch, leaves it out.
+    """
+    text = run.data.image_sizes
+    if not text:
+        return None
+    phases = phases_of(text, schedule.num_epochs)
+    if not run.debug:
+        check_phases(phases, text)
+    return phases
 
 
 def start_engines(
@@ -190,12 +212,19 @@ def split_of(run: Run) -> BatchSplit:
 
 
 def open_split(
-    run: Run, split: str, micro_batch_size: int, device: torch.device, *, classes: tuple[str, ...] | None = None
+    run: Run,
+    split: str,
+    micro_batch_size: int,
+    device: torch.device,
+    *,
+    classes: tuple[str, ...] | None = None,
+    phases: Phases | None = None,
 ) -> Loader:
     """Build this rank's loader of the split train or val. It raises the errors of `build_loader`.
 
     Args:
         classes: class names in label order, which include the split's classes; None keeps the split's own classes.
+        phases: see `build_loader`.
     """
     is_train = split == "train"
     return build_loader(
@@ -209,6 +238,7 @@ def open_split(
         seed=run.seed,
         classes=classes,
         device=device,
+        phases=phases,
         **({"statistics": build.statistics_of(run.student, run.teachers)} if is_train else {}),
     )
 

@@ -51,6 +51,11 @@ class Schedule:
     accumulation_steps: int
     """Micro-batches per step on each rank."""
 
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs; the last one may be incomplete."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
     def is_eval_step(self, steps_done: int) -> bool:
         """Return whether to evaluate after this many steps."""
         is_due = bool(self.eval_every_steps) and steps_done % self.eval_every_steps == 0
