@@ -1,4 +1,4 @@
-"""Progressive resolution: image size and RandAugment strength in each epoch, from data.image_sizes. Imports no torch."""
+"""Progressive resolution: image size and RandAugment strength in each epoch, from data.image_sizes."""
 
 import re
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Phases:
         return next((size for size, end in zip(self.sizes, self.ends) if epoch < end), self.sizes[-1])
 
     def strength_at(self, epoch: int) -> float:
-        """Return the factor of RandAugment's magnitude. It rises linearly from 0 in the first epoch to 1 in the last."""
+        """Return the factor of RandAugment's magnitude, which rises linearly from 0 (first epoch) to 1 (last epoch)."""
         last = self.ends[-1] - 1
         return min(epoch, last) / last if last else 1.0
 

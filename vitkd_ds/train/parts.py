@@ -7,24 +7,19 @@ import logging
 from collections import deque
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vitkd_ds.config.image_sizes import Phases, check_phases, phases_of
+from vitkd_ds.config.image_sizes import Phases
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import description_beside
 from vitkd_ds.config.teachers import called, role_of, stored
-from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.data.crops import val_interpolation
-from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.epochs import Loader
 from vitkd_ds.data.images import check_classes
-from vitkd_ds.data.loader import build_loader
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.processes import num_cpus
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models import arguments, build, create
@@ -35,8 +30,8 @@ from vitkd_ds.models.pair import PairInfo, check_pair
 from vitkd_ds.models.selection import check_selection
 from vitkd_ds.train import watchdog
 from vitkd_ds.train.inputs import Inputs
-from vitkd_ds.train.probe import NEIGHBOURS
-from vitkd_ds.train.schedule import BatchSplit, Schedule, check_warmup, make_schedule, split_batch
+from vitkd_ds.train.loaders import open_knn, open_split
+from vitkd_ds.train.schedule import BatchSplit, Schedule, build_phases, check_warmup, make_schedule, split_batch
 
 logger = logging.getLogger(__name__)
 
@@ -142,21 +137,6 @@ def build_parts(run: Run, device: torch.device) -> Parts:
     return replace(parts, answering=answering, phases=phases, **loaders)
 
 
-def build_phases(run: Run, schedule: Schedule) -> Phases | None:
-    """Return the phases of data.image_sizes, or None without it.
-
-    Raises:
-        ValueError: a phase has no epoch. A debug run, which may be shorter than an epoch, leaves it out.
-    """
-    text = run.data.image_sizes
-    if not text:
-        return None
-    phases = phases_of(text, schedule.num_epochs)
-    if not run.debug:
-        check_phases(phases, text)
-    return phases
-
-
 def start_engines(
     run: Run, ds_config: dict[str, Any], models: Models, schedule: Schedule, device: torch.device
 ) -> Parts:
@@ -209,65 +189,6 @@ def check_is_read_alike(teacher: nn.Module, role: str) -> None:
 def split_of(run: Run) -> BatchSplit:
     """Split the run's global batch over its ranks. Raise ValueError if it cannot be split equally."""
     return split_batch(run.global_batch_size, world_size=ranks.world_size(), limit=run.micro_batch_size_per_gpu)
-
-
-def open_split(
-    run: Run,
-    split: str,
-    micro_batch_size: int,
-    device: torch.device,
-    *,
-    classes: tuple[str, ...] | None = None,
-    phases: Phases | None = None,
-) -> Loader:
-    """Build this rank's loader of the split train or val. It raises the errors of `build_loader`.
-
-    Args:
-        classes: class names in label order, which include the split's classes; None keeps the split's own classes.
-        phases: see `build_loader`.
-    """
-    is_train = split == "train"
-    return build_loader(
-        replace(run.data, num_workers=run.data.num_workers or num_cpus()),
-        split=split,
-        augment=run.augment if is_train else None,
-        rank=ranks.rank(),
-        world_size=ranks.world_size(),
-        micro_batch_size=micro_batch_size,
-        global_batch_size=run.global_batch_size if is_train else None,
-        seed=run.seed,
-        classes=classes,
-        device=device,
-        phases=phases,
-        **({"statistics": build.statistics_of(run.student, run.teachers)} if is_train else {}),
-    )
-
-
-def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loader, Loader] | None:
-    """Build this rank's loaders of data.knn_train and data.knn_val; return None if they are not set.
-
-    Raises:
-        ValueError: a file is missing, unlabelled or too small for k-NN, or both files do not have the same classes.
-    """
-    if not run.data.knn_train:
-        return None
-    loaders, known = [], ()
-    for split, least in (("train", NEIGHBOURS), ("val", 1)):
-        key, path = f"data.knn_{split}", getattr(run.data, f"knn_{split}")
-        path = str(demo_beton(split)) if path == "demo" else path
-        if not Path(path).is_file():
-            raise ValueError(f"{key}: no file {path}. Pack the images first, or pass demo.")
-        images = check_beton(path)
-        known = known or images.classes
-        if len(images.classes) < 2 or images.num_images < least or set(images.classes) != set(known):
-            raise ValueError(
-                f"{key} needs at least {least} images, labelled with the classes of data.knn_train (at least two), but "
-                f"{path} has {images.num_images} images of {len(images.classes)} classes. Pass another file."
-            )
-        shared = {"val": path, "labels": "use", "num_classes": len(known), "classes": "", "max_val_images": 0}
-        own = replace(run, data=replace(run.data, **shared))
-        loaders.append(open_split(own, "val", micro_batch_size, device, classes=known))
-    return tuple(loaders)
 
 
 def check_teacher_classes(run: Run, name: str, classes: tuple[str, ...]) -> bool:
