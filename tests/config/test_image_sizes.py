@@ -34,7 +34,9 @@ def test_randaugment_gets_stronger_by_the_same_amount_each_epoch(num_epochs, str
 
 @pytest.mark.parametrize("text", ["12", "12:", "12:1;28:1", "12:1,", "0:1,28:1", "12:0,28:1", "12:-1,28:2", "a:1,28:1"])
 def test_a_text_of_another_form_is_rejected_with_an_example(text):
-    with pytest.raises(ValueError, match="image_sizes must be SIZE:PARTS pairs .*, such as 96:2,160:4,192:2,224:2, got"):
+    with pytest.raises(
+        ValueError, match="image_sizes must be SIZE:PARTS pairs .*, such as 96:2,160:4,192:2,224:2, got"
+    ):
         apply_options(DEMO, {"data.image_sizes": text})
 
 

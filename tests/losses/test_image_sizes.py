@@ -15,8 +15,8 @@ from vitkd_ds.losses.spectral import Spectral
 
 
 @pytest.mark.parametrize("num_patches, whole, grid", [
-    (196, (14, 14), (14, 14)), (36, (14, 14), (6, 6)), (18, (12, 8), None), (24, (12, 8), (6, 4)), (24, (8, 12), (4, 6)),
-    (8, (4, 2), (4, 2)), (35, (14, 14), None),
+    (196, (14, 14), (14, 14)), (36, (14, 14), (6, 6)), (18, (12, 8), None), (24, (12, 8), (6, 4)),
+    (24, (8, 12), (4, 6)), (8, (4, 2), (4, 2)), (35, (14, 14), None),
 ])  # fmt: skip
 def test_a_smaller_grid_has_the_proportions_of_the_whole_one(num_patches, whole, grid):
     if grid:

@@ -240,7 +240,7 @@ MISTAKES = {
             "FLOOR * variance_D.mean() => 0": f"{PARTS}test_a_channel_that_never_varied_stays_small",
         },
         "Feature._compared": {
-            "...(..., ....student_grid, ....teacher_grid) => ...(..., ....teacher_grid, ....student_grid)": (
+            "...(..., student_grid, teacher_grid) => ...(..., teacher_grid, student_grid)": (
                 f"{PARTS}test_the_smaller_grid_is_interpolated_to_the_larger_one"
             ),
         },

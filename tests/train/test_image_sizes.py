@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 import torch._inductor.compile_fx
 from torch._dynamo.backends.debugging import aot_eager
@@ -35,6 +36,7 @@ def options(workdir, data):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_within_and_across_phases(small_beton, tmp_path, demo_cache):
     whole = tmp_path / "whole"
     said = run_several(1, tmp_path / "commands", [options(whole, small_beton)])[0]["said"]
@@ -115,6 +117,7 @@ def main(folder, data):
     leave()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_changes_no_bit_and_leaves_nothing_to_compile_at_any_size(small_beton, tmp_path, demo_cache):
     finish_ranks(start_ranks(1, "-m", __name__, tmp_path, small_beton))
     seen = json.loads((tmp_path / "seen.json").read_text())
