@@ -84,6 +84,7 @@ def weights_after(run, device, *, is_rehearsed):
     graphs = counters["stats"]["unique_graphs"]
     for epoch in (0, 1, 3):
         with closing(parts.train_loader.epoch(epoch)) as micro_batches:
+            assert next(parts.train_loader.epoch(epoch))[0].shape[2] == parts.phases.size_at(epoch)
             assert not settle(train_step(parts, micro_batches, 7 * epoch), run)
         states.append(parts.engine.weights_of("student", *parts.engine.distiller.parts))
     return states, graphs, counters["stats"]["unique_graphs"]
@@ -107,7 +108,7 @@ def main(folder, data):
         eager = mock.patch.object(
             torch._inductor.compile_fx, "compile_fx", lambda graph, inputs, **_: aot_eager(graph, inputs)
         )
-        with eager:
+        with eager, torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=1):
             found, *seen[name] = weights_after(run_of(folder, data, **changes), device, is_rehearsed=True)
         for before, after in zip(plain, found, strict=True):
             parts = [(before[part][key], after[part][key]) for part in before for key in before[part]]

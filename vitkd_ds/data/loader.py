@@ -57,10 +57,7 @@ def build_loader(
         global_batch_size = micro_batch_size * world_size
     if global_batch_size < 1:
         raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be a torch device such as cuda:0, got {device!r}: {error}") from error
+    device = _device_of(device)
     # The images themselves are checked when they are opened.
     augment = augment or AugmentConfig()
     has_work = split == "train" and Augmenter.has_work(augment)
@@ -78,3 +75,10 @@ def build_loader(
         normalize=normalize,
         **options,
     )
+
+
+def _device_of(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch device such as cuda:0, got {device!r}: {error}") from error

@@ -51,8 +51,7 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
     if schedule.warmup_steps >= steps:
         logger.warning("the learning rate never decays: the warm-up takes all %d steps of this debug run", steps)
     for phase in describe_phases(parts):
-        first, last = phase["epochs"]
-        logger.info(f"epochs {first} to {last}: images of {phase['image_size']} px")
+        logger.info("epochs %d to %d: images of %d px", *phase["epochs"], phase["image_size"])
     describe_run(parts, resumed_step, models=models, workdir=workdir)
     return models
 
