@@ -30,7 +30,7 @@ from vitkd_ds.losses.part import PairInfo
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.evaluate import evaluate_features
-from vitkd_ds.train.parts import open_knn
+from vitkd_ds.train.loaders import open_knn
 
 CPU = torch.device("cpu")
 WORKING = "vitkd, vkd, spectral, feature, relation, attention"

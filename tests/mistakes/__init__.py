@@ -23,6 +23,7 @@ LISTS = (
     "evaluation",
     "config",
     "commands",
+    "image_sizes",
 )
 
 

@@ -30,7 +30,7 @@ MISTAKES = {
             "indices_N.astype(np.uint64) | repeats_N.astype(np.uint64) << np.uint64(48)"
             " => indices_N.astype(np.uint64)": KEYS,
         },
-        "sample_keys": {
+        "epoch_of": {
             "int(samples['epoch'][0]) if len(samples) else 0 => 0": KEYS,
         },
         "keyed_rng": {

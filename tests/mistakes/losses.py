@@ -35,14 +35,11 @@ MISTAKES = {
             "teacher_shallow_BLPD.detach() => teacher_shallow_BLPD": (
                 f"{LOSSES}test_the_teacher_gets_no_gradient_from_any_loss"
             ),
-            "student_deep_BPD.shape[1] * self.teacher_dim => student_deep_BPD.shape[1] * self.student_dim": (
+            "num_tokens * self.teacher_dim => num_tokens * self.student_dim": (
                 f"{LOSSES}test_scaled_weights_are_the_papers_for_the_actual_number_of_summands"
             ),
-            "student_deep_BPD.shape[1] * self.teacher_dim => teacher_deep_BPD.shape[1] * self.teacher_dim": (
-                (
-                    f"{LOSSES}test_scaled_weights_use_the_students_grid_to_which_the_teachers_is_resized",
-                    "the teacher's tokens are on the student's grid by then",
-                )
+            "num_tokens * self.teacher_dim => teacher_tokens * self.teacher_dim": (
+                f"{LOSSES}test_scaled_weights_use_the_students_grid_to_which_the_teachers_is_resized"
             ),
             "at_least_fp32(student_shallow_BLPD) => student_shallow_BLPD": (
                 (
@@ -243,7 +240,7 @@ MISTAKES = {
             "FLOOR * variance_D.mean() => 0": f"{PARTS}test_a_channel_that_never_varied_stays_small",
         },
         "Feature._compared": {
-            "...(..., ....student_grid, ....teacher_grid) => ...(..., ....teacher_grid, ....student_grid)": (
+            "...(..., student_grid, teacher_grid) => ...(..., teacher_grid, student_grid)": (
                 f"{PARTS}test_the_smaller_grid_is_interpolated_to_the_larger_one"
             ),
         },

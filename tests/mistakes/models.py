@@ -226,8 +226,7 @@ MISTAKES = {
     },
     "models/create.py": {
         "create": {
-            "data.image_size % height or data.image_size % width"
-            " => data.image_size % height and data.image_size % width": (
+            "size % height or size % width => size % height and size % width": (
                 f"{BUILD}test_other_models_and_arguments_are_rejected_by_name"
             ),
         },

@@ -133,7 +133,7 @@ MISTAKES = {
             "{'step': step, 'place': place} => {'step': step, 'place': 0}": INPUTS,
         },
     },
-    "train/parts.py": {
+    "train/loaders.py": {
         "open_split": {
             "run.seed => 0": OPENED,
             "run.augment if is_train else None => None": OPENED,
@@ -145,6 +145,8 @@ MISTAKES = {
                 "train/test_parts.py::test_pixels_uncovered_by_randaugment_have_the_students_mean_colour"
             ),
         },
+    },
+    "train/parts.py": {
         "Parts.student_description": {
             "'ema' if self.run.optim.ema_decay else 'raw' => 'raw'": EXPORTED,
             "{**..., 'crop_pct': data.val_crop_fraction, **..., 'num_classes': len(classes), 'label_names': classes}"

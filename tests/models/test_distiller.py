@@ -113,6 +113,16 @@ def test_the_patches_that_the_student_attends_to_most_are_shown_to_the_teacher(b
     assert torch.equal(seen[0], order[:, :5])
 
 
+@pytest.mark.parametrize("size, kept", [(32, 5), (24, 2), (16, 1), (8, 1)])
+def test_of_smaller_images_the_teacher_sees_the_same_fraction_of_the_patches(batch, size, kept):
+    _, _, _, targets, features = batch
+    student, seen = source_model("deit", dynamic_img_size=True), []
+    distiller = Distiller(student, LossesConfig(kd=KDTerm(weight=1)), {"teacher": None}, keep_tokens=5).eval()
+    teach = lambda kept_BL: seen.append(kept_BL.shape) or features  # noqa: E731
+    distiller(torch.randn(3, 3, size, size), targets, {"teacher": teach}, WEIGHTS)
+    assert seen == [(3, kept)]
+
+
 def test_each_term_compares_the_teacher_that_it_names(batch):
     student, _, images, targets, features = batch
     losses = LossesConfig(kd=KDTerm(weight=1, teacher="b"), nkd=NKDTerm(weight=1, teacher="a"))

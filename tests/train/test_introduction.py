@@ -75,7 +75,7 @@ def config_of(workdir, *, resumed_step, before=None, extend=False):
     run = replace(build_run("demo"), workdir=str(workdir), extend=extend)
     schedule = make_dataclass("Steps", [("total_steps", int)])(9)
     loaders = {f"{split}_loader": SimpleNamespace(fingerprint=key) for split, key in (("train", 5), ("val", 6))}
-    parts = SimpleNamespace(run=run, schedule=schedule, device=torch.device("cpu"), **loaders)
+    parts = SimpleNamespace(run=run, schedule=schedule, device=torch.device("cpu"), phases=None, **loaders)
     describe_run(parts, resumed_step, models={"student": {"parameters": 7}, "teacher": None}, workdir="made")
     return json.loads((workdir / "config.json").read_text())
 

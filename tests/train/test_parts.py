@@ -26,7 +26,8 @@ from vitkd_ds.models.build import build_student
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train import parts
-from vitkd_ds.train.parts import build_models, build_parts, check_teacher_classes, open_split, teacher_needs
+from vitkd_ds.train.loaders import open_split
+from vitkd_ds.train.parts import build_models, build_parts, check_teacher_classes, teacher_needs
 
 
 @pytest.mark.parametrize("found, message", [

@@ -1,11 +1,13 @@
 """Check that the settings of a run fit together, before any model is built. Imports no torch."""
 
 import errno
+import math
 import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from vitkd_ds.config.image_sizes import check_phases, check_sizes, phases_of
 from vitkd_ds.config.losses import BAD_ENTRY_POINTS
 from vitkd_ds.config.run import Run, TeacherConfig, peak_lr
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
@@ -37,6 +39,7 @@ def check_run(run: Run) -> None:
         raise ValueError(BAD_ENTRY_POINTS[0])
     _check_is_complete(run)
     _check_rate(run)
+    _check_image_sizes(run)
     if not run.losses.active():
         raise ValueError("no loss term is on: the weights of all terms are 0. Set one, such as --losses.ce.weight=1.")
     _check_teachers(run)
@@ -212,3 +215,20 @@ def _check_rate(run: Run) -> None:
             f"global_batch_size={run.global_batch_size} (optim.lr={optim.lr:g} is for {optim.lr_batch_size} images), "
             f"got {optim.min_lr:g}. Lower --optim.min_lr, or raise --optim.lr."
         )
+
+
+def _check_image_sizes(run: Run) -> None:
+    """Raise ValueError if data.image_sizes does not fit data.image_size, the number of epochs or a teacher."""
+    text = run.data.image_sizes
+    if not text:
+        return
+    check_sizes(text, run.data.image_size)
+    if not run.debug:  # debug runs are shorter than an epoch
+        check_phases(phases_of(text, math.ceil(run.epochs)), text)
+    for name, teacher in run.teachers.items():
+        if teacher.image_size not in (0, run.data.image_size):
+            raise ValueError(
+                f"data.image_sizes needs teachers that see the student's images, got {role_of(name)}.image_size="
+                f"{teacher.image_size} and data.image_size={run.data.image_size}. Set --{role_of(name)}.image_size=0, "
+                "or omit --data.image_sizes."
+            )

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from vitkd_ds.config import entry_points
+from vitkd_ds.config.image_sizes import SIZES
 from vitkd_ds.config.losses import LossesConfig
 from vitkd_ds.config.optim import OptimConfig
 from vitkd_ds.config.part import Number, Part, Rule
@@ -112,6 +113,10 @@ class DataConfig(Part, place="data"):
     """Height and width of the square crop in pixels, for both models."""
     num_classes: Annotated[int, CLASSES]
     """Number of classes. 0 takes the number from data.train; images that were packed without labels have 0 classes."""
+    image_sizes: Annotated[str, SIZES] = ""
+    """Progressive resolution: sizes of the training crops in successive phases of the run, and each phase's part of the
+    run, such as 96:2,160:4,192:2,224:2. Phases end at epoch ends. The last size must be image_size. RandAugment's
+    magnitude rises from 0 to its setting. "" trains at image_size."""
     labels: Literal["use", "ignore"] = "use"
     """Labels of the images. use: train with the stored labels. ignore: train as with unlabelled images, so the student
     has no classifier."""

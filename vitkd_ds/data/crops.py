@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitkd_ds.data.draws import CROP_DRAWS, sample_keys, uniform
+from vitkd_ds.config.image_sizes import Phases
+from vitkd_ds.data.draws import CROP_DRAWS, epoch_of, sample_keys, uniform
 
 BILINEAR, BICUBIC = 0, 1
 """Values of the field `filter` of a crop: Pillow's filters of these names, which antialias when shrinking an image."""
@@ -59,6 +60,12 @@ class TrainCrops:
     flip_probability: float
     interpolation: str
     """Resize filter: bilinear, bicubic, or random (timm's default), which chooses one of the two for each image."""
+    phases: Phases | None = None
+    """Sizes of the images in each epoch, at most `size`; None always uses `size`."""
+
+    def size_of(self, samples: np.ndarray) -> int:
+        """Return the height and width of the crops of samples of one epoch, in pixels."""
+        return self.phases.size_at(epoch_of(samples)) if self.phases else self.size
 
     def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
         """Draw a crop for each sample; return CROP_DTYPE [N].
@@ -75,7 +82,7 @@ class TrainCrops:
         rows["flip"] = uniform(keys_N, FLIP_DRAW) < self.flip_probability
         filters = np.array(FILTERS[self.interpolation])
         rows["filter"] = filters[(uniform(keys_N, FILTER_DRAW) * len(filters)).astype(np.int64)]
-        rows["resized_height"] = rows["resized_width"] = self.size
+        rows["resized_height"] = rows["resized_width"] = self.size_of(samples)
         rows["top"], rows["left"], rows["height"], rows["width"] = _central_boxes(heights_N, widths_N, self.ratio)
         # Use the first drawn box that fits into the image. Most images need one try, so later tries have few images.
         pending = np.arange(len(samples))
@@ -123,6 +130,10 @@ class CentreCrops:
     size: int
     crop_fraction: float
     interpolation: str
+
+    def size_of(self, samples: np.ndarray) -> int:
+        """Return the height and width of the crops, in pixels."""
+        return self.size
 
     def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
         """Compute a crop for each sample, without random numbers. Arguments and result are as in `TrainCrops.rows`."""

@@ -52,8 +52,12 @@ def sample_keys(samples: np.ndarray, *, seed: int) -> np.ndarray:
     Args:
         samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [N], all of the same epoch.
     """
-    epoch = int(samples["epoch"][0]) if len(samples) else 0
-    return image_keys(samples["index"], samples["repeat"], seed=seed, epoch=epoch)
+    return image_keys(samples["index"], samples["repeat"], seed=seed, epoch=epoch_of(samples))
+
+
+def epoch_of(samples: np.ndarray) -> int:
+    """Return the epoch of samples, which is the same for all of them; 0 if there are none."""
+    return int(samples["epoch"][0]) if len(samples) else 0
 
 
 def draw_bits(keys_N: np.ndarray, draws_N: np.ndarray) -> np.ndarray:

@@ -4,12 +4,14 @@ import logging
 import os
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from vitkd_ds.config.image_sizes import Phases
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig
 from vitkd_ds.data.augment.augmenter import Augmenter
@@ -77,6 +79,7 @@ def open_images(
     micro_batch_size: int,
     classes: tuple[str, ...] | None = None,
     augmenter: Augmenter | None = None,
+    phases: Phases | None = None,
 ) -> Images:
     """Open the images of a split with the backend data.backend.
 
@@ -85,6 +88,7 @@ def open_images(
         classes: names of the training classes in label order. The split may have only some of these classes, or have
             them in another order; its labels are renumbered by name. With None, the split's own classes are used. There
             must be data.num_classes classes in both cases.
+        phases: sizes of the training images in each epoch; None uses data.image_size.
 
     Raises:
         ValueError: the file is invalid, the number of classes is wrong, or a class is not in `classes`.
@@ -92,6 +96,8 @@ def open_images(
     key = f"data.{split}"
     path = data.train if split == "train" else data.val
     crops = crops_of(data, split=split, seed=seed)
+    if isinstance(crops, TrainCrops):
+        crops = replace(crops, phases=phases)
     sizes = {"micro_batch_size": micro_batch_size, "num_workers": data.num_workers or len(os.sched_getaffinity(0))}
     is_quasi_random = split == "train" and data.order == "quasi_random"
     if path == "demo":

@@ -5,6 +5,7 @@ There are two backends: `vitkd_ds.data.beton.stream`, which is based on FFCV, an
 
 import torch
 
+from vitkd_ds.config.image_sizes import Phases
 from vitkd_ds.config.run import AugmentConfig, DataConfig
 from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.colours import IMAGENET, Statistics
@@ -28,6 +29,7 @@ def build_loader(
     device: torch.device | str = CPU,
     normalize: Statistics | None = None,
     statistics: Statistics = IMAGENET,
+    phases: Phases | None = None,
 ) -> Loader:
     """Open and check the images of a split, and return their loader for one rank.
 
@@ -41,6 +43,8 @@ def build_loader(
         device: device of the returned micro-batches.
         normalize: (mean, std), 3 numbers each, to return fp32 images (x / 255 - mean) / std; None returns uint8.
         statistics: the model's (mean, std), for RandAugment's fill colour and for the noise of random erasing.
+        phases: image size and strength of RandAugment in each training epoch, from `vitkd_ds.config.image_sizes`. None
+            uses data.image_size and full strength; data.image_sizes itself is ignored.
 
     Raises:
         ValueError: an argument, a file or a class is invalid.
@@ -53,16 +57,13 @@ def build_loader(
         global_batch_size = micro_batch_size * world_size
     if global_batch_size < 1:
         raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be a torch device such as cuda:0, got {device!r}: {error}") from error
+    device = _device_of(device)
     # The images themselves are checked when they are opened.
     augment = augment or AugmentConfig()
     has_work = split == "train" and Augmenter.has_work(augment)
-    augmenter = Augmenter(augment, seed=seed, statistics=statistics) if has_work else None
+    augmenter = Augmenter(augment, seed=seed, statistics=statistics, phases=phases) if has_work else None
     options = {"split": split, "seed": seed, "micro_batch_size": micro_batch_size}
-    images = open_images(data, classes=classes, augmenter=augmenter, **options)
+    images = open_images(data, classes=classes, augmenter=augmenter, phases=phases, **options)
     return Loader(
         images,
         data,
@@ -74,3 +75,10 @@ def build_loader(
         normalize=normalize,
         **options,
     )
+
+
+def _device_of(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch device such as cuda:0, got {device!r}: {error}") from error

@@ -200,7 +200,8 @@ class CroppedImages(Dataset):
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
         sample = self.samples[number : number + 1]
-        black = torch.zeros(self.crops.size, self.crops.size, 3, dtype=torch.uint8)
+        size = self.crops.size_of(sample)
+        black = torch.zeros(size, size, 3, dtype=torch.uint8)
         try:
             content = self.source.read(int(sample["index"][0]))
         except Exception as error:  # the loader asks for the reason and reports it
@@ -210,7 +211,6 @@ class CroppedImages(Dataset):
         except Exception:  # Pillow's plugins raise many error types
             return black, NOT_DECODED
         (row,) = self.crops.rows(sample, np.array([image.height]), np.array([image.width]))
-        size = self.crops.size
         result_HWC = cut(image, row, size)
         if self.augmenter:
             result_HWC = pillow.augment(result_HWC, self.augmenter.plan(sample, height=size, width=size), 0)

@@ -165,7 +165,8 @@ class FlatBlock(FlatModule):
             del self._modules["module"]
         self._call = self.call
         if compile != "off":
-            self._call = torch.compile(self.call, options=compile_options(compile, keeps_addresses=False))
+            options = compile_options(compile, keeps_addresses=False)
+            self._call = torch.compile(self.call, dynamic=False, options=options)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block's forward."""

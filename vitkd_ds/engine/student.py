@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch import Tensor
 
@@ -115,7 +116,8 @@ class StudentEngine:
             safe_set_full_fp32_param(flat, values.to(flat.device))
         if run.is_compiled:
             # fallback_random gives masks and drop path the same random numbers as without compilation.
-            self.engine.compile(compile_kwargs={"options": compile_options(run.compile) | {"fallback_random": True}})
+            options = compile_options(run.compile) | {"fallback_random": True}
+            self.engine.compile(compile_kwargs={"dynamic": False, "options": options})
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         # DeepSpeed converts only parameters; an fp32 buffer would not match their dtype.
         self.distiller.student.to(self.dtype)
@@ -125,6 +127,21 @@ class StudentEngine:
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         """Run the distiller's forward through the engine."""
         return self.engine(*args)
+
+    def rehearse(self, *args: Any) -> None:
+        """Run forward and backward without effect, so that torch.compile compiles them. Collective.
+
+        Weights, gradients, buffers and the engine's counters stay as they are. Random numbers are drawn.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self._flat.buffers()]
+        # Not through the engine, which would count a micro-batch, and keep and reduce its gradient.
+        with autocast_if_enabled(self.engine):
+            total = self._flat(*args)["total"]
+        torch.autograd.grad(total, self._flat.flats, allow_unused=True)
+        self._flat.release()
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        torch.compiler.cudagraph_mark_step_begin()
 
     def backward(self, total: Tensor) -> None:
         """Run backward for a micro-batch. The gradient of an update is the mean over its micro-batches. Collective."""

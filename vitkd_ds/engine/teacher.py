@@ -147,7 +147,7 @@ class Teacher:
             if config.fp8:
                 quantize_blocks(self.module.model)
             if run.is_compiled:
-                self.module.compile(options=compile_options(run.compile))
+                self.module.compile(dynamic=False, options=compile_options(run.compile))
         else:
             ds_config["steps_per_print"] = None
             if stream := getattr(model, "weight_stream", None):

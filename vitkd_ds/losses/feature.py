@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitkd_ds.losses.part import Features, LossPart, PairInfo
+from vitkd_ds.losses.part import Features, LossPart, PairInfo, grid_of
 from vitkd_ds.losses.precision import at_least_fp32
 
 FLOOR = 1e-4
@@ -63,7 +63,9 @@ class Feature(LossPart):
         patches_BPD = self.adapters["patches"](student.final_BPD)
         target_BD = self.targets["pooled"](teacher.pooled_BD.detach())
         target_BPD = self.targets["patches"](teacher.final_BPD.detach())
-        on_grids = at_larger_grid(patches_BPD, target_BPD, self.pair.student_grid, self.pair.teacher_grid)
+        student_grid = grid_of(patches_BPD.shape[1], self.pair.student_grid)
+        teacher_grid = grid_of(target_BPD.shape[1], self.pair.teacher_grid)
+        on_grids = at_larger_grid(patches_BPD, target_BPD, student_grid, teacher_grid)
         return (pooled_BD, target_BD), on_grids
 
     @property

@@ -4,6 +4,7 @@ To add a loss term, write a settings class in `vitkd_ds.config.losses`, a subcla
 an entry in `TERMS` of `vitkd_ds.config.losses`. docs/losses.md shows how a term can be added from outside the package.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple
 
@@ -48,6 +49,22 @@ class PairInfo:
     teacher_dim: int
     student_grid: tuple[int, int]
     teacher_grid: tuple[int, int]
+
+
+def grid_of(num_patches: int, whole: tuple[int, int]) -> tuple[int, int]:
+    """Return the grid (rows, columns) of the patches of an image, from the grid of an image of full size.
+
+    With data.image_sizes, the images of some epochs are smaller, by the same factor in height and width.
+
+    Raises:
+        ValueError: no such grid has this number of patches.
+    """
+    rows, columns = whole
+    own_rows = math.isqrt(num_patches * rows // columns)
+    grid = (own_rows, own_rows * columns // rows)
+    if grid[0] * grid[1] != num_patches:
+        raise ValueError(f"{num_patches} patches do not form a grid in the proportions of {rows} x {columns}.")
+    return grid
 
 
 def alone(values: Tensor) -> Tensor:

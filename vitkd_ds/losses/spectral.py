@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitkd_ds.losses.part import Features, LossPart, PairInfo, check_same_grid
+from vitkd_ds.losses.part import Features, LossPart, PairInfo, check_same_grid, grid_of
 from vitkd_ds.losses.precision import at_least_fp32
 
 
@@ -27,7 +27,8 @@ class Spectral(LossPart):
         """See `spectral_loss`."""
         blocks = zip(self.term.student_blocks, self.term.teacher_blocks, strict=True)
         maps = [(student.blocks[own], teacher.blocks[other]) for own, other in blocks]
-        losses = [spectral_loss(own, other, grid=self.pair.student_grid) for own, other in maps]
+        grid = grid_of(maps[0][0].shape[1], self.pair.student_grid)
+        losses = [spectral_loss(own, other, grid=grid) for own, other in maps]
         return {"spectral": torch.stack(losses).mean()}
 
 

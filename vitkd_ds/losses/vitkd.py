@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitkd_ds.losses.part import Features, PairInfo
+from vitkd_ds.losses.part import Features, PairInfo, grid_of
 from vitkd_ds.losses.precision import at_least_fp32
 
 Grid = tuple[int, int]
@@ -38,6 +38,9 @@ class ViTKDLoss(nn.Module):
     resized to the student's grid, by bilinear interpolation with antialiasing in at least fp32. Mask, G and the sums
     use the student's grid.
 
+    The features of smaller images have fewer tokens. Their grids then have the proportions of `student_grid` and
+    `teacher_grid`, and without `scaled`, both terms are multiplied by full tokens / tokens of the student.
+
     Args:
         student_dim: Ds, width of the student.
         teacher_dim: Dt, width of the teacher.
@@ -46,8 +49,8 @@ class ViTKDLoss(nn.Module):
         mask_ratio: lambda, the fraction of masked tokens. Of P tokens, exactly P - int(P (1 - lambda)) are masked.
         scaled: multiply alpha and beta by 196 x 384 / (student tokens x Dt). The paper's values suit sums over 196
             tokens of width 384. With `scaled`, they suit models with any number of tokens and any width.
-        student_grid: rows and columns of the student's tokens; None assumes a square grid.
-        teacher_grid: rows and columns of the teacher's tokens; None assumes a square grid.
+        student_grid: rows and columns of the student's tokens of a full-size image; None assumes a square grid.
+        teacher_grid: rows and columns of the teacher's tokens of a full-size image; None assumes a square grid.
 
     Raises:
         ValueError: a width, the ratio or a grid is invalid. `forward` raises it for features of other shapes.
@@ -59,7 +62,8 @@ class ViTKDLoss(nn.Module):
     taken after the final norm.
 
     **Differs**: this class also differs from the official code. The option `scaled` is new. Grids need not be square or
-    equal. Differences, squares and sums are computed in at least fp32.
+    equal. Differences, squares and sums are computed in at least fp32. Images may be smaller than
+    full size.
     """
 
     def __init__(
@@ -118,15 +122,20 @@ class ViTKDLoss(nn.Module):
         """
         _check("student", self.student_dim, student_shallow_BLPD, student_deep_BPD, images=len(student_deep_BPD))
         _check("teacher", self.teacher_dim, teacher_shallow_BLPD, teacher_deep_BPD, images=len(student_deep_BPD))
-        student_grid = self.student_grid or _square(student_deep_BPD.shape[1], "student")
-        teacher_grid = self.teacher_grid or _square(teacher_deep_BPD.shape[1], "teacher")
+        num_tokens = student_deep_BPD.shape[1]
+        whole_grid = self.student_grid or _square(num_tokens, "student")
+        student_grid = grid_of(num_tokens, whole_grid)
+        teacher_tokens = teacher_deep_BPD.shape[1]
+        teacher_grid = grid_of(teacher_tokens, self.teacher_grid or _square(teacher_tokens, "teacher"))
         teacher_shallow_BLPD = _resize(teacher_shallow_BLPD.detach(), teacher_grid, student_grid)
         teacher_deep_BPD = _resize(teacher_deep_BPD.detach(), teacher_grid, student_grid)
         if self.student_dim != self.teacher_dim:
             aligned = [align(student_shallow_BLPD[:, i]) for i, align in enumerate(self.align2)]
             student_shallow_BLPD = torch.stack(aligned, dim=1)
         error_BLPD = at_least_fp32(student_shallow_BLPD) - at_least_fp32(teacher_shallow_BLPD)
-        scale = PAPER_SUMMANDS / (student_deep_BPD.shape[1] * self.teacher_dim) if self.scaled else 1
+        scale = math.prod(whole_grid) / num_tokens
+        if self.scaled:
+            scale = PAPER_SUMMANDS / (num_tokens * self.teacher_dim)
         mimic = scale * self.alpha / len(error_BLPD) * error_BLPD.square().sum()
         generate = self._generate(student_deep_BPD, teacher_deep_BPD, student_grid, noise_BP, beta=scale * self.beta)
         return {"mimic": mimic, "generate": generate, "total": mimic + generate}
@@ -183,9 +192,7 @@ def _resize(tokens: Tensor, old: Grid, new: Grid) -> Tensor:
     """Resize [..., P, D] tokens from one grid to another; return them unchanged if the grids are equal."""
     if old == new:
         return tokens
-    *lead, P, D = tokens.shape
-    if P != old[0] * old[1]:
-        raise ValueError(f"a {old[0]} x {old[1]} grid does not fit the teacher's {P} tokens. Check teacher_grid.")
+    *lead, _, D = tokens.shape
     image = at_least_fp32(tokens).reshape(-1, *old, D).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=new, mode="bilinear", antialias=True, align_corners=False)
     return image.permute(0, 2, 3, 1).reshape(*lead, new[0] * new[1], D)

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from vitkd_ds.config.image_sizes import sizes_of
 from vitkd_ds.config.losses import LossesConfig
 from vitkd_ds.config.reading import raise_if_of_the_disk
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
@@ -51,6 +52,14 @@ def create(
     args = model_args_of(config, data)["args"]
     if not takes_image_size(type(default)):
         del args["img_size"]
+    elif data.image_sizes and not isinstance(default, TOKEN_MODELS):
+        raise ValueError(
+            f"data.image_sizes needs models that take images of several sizes, but {role}.model={config.model} is a "
+            f"{type(default).__name__}, which is built for one size. Choose a timm VisionTransformer, Eva or "
+            "convolutional network, or omit --data.image_sizes."
+        )
+    elif data.image_sizes:
+        args["dynamic_img_size"] = True  # interpolates the position embedding in forward; the weights stay the same
     is_for_others = pretrained and role != "student" and default.pretrained_cfg["num_classes"] != data.num_classes
     if is_for_others or getattr(config, "head", ""):
         args["num_classes"] = 0  # no term needs its classifier for other classes, or teacher.head replaces it
@@ -65,12 +74,14 @@ def create(
         raise ValueError(f"timm cannot build {role}.model={config.model} with {args}: {error!r}. {advice}") from error
     if isinstance(model, TOKEN_MODELS):
         height, width = model.patch_embed.patch_size
-        if data.image_size % height or data.image_size % width:
-            raise ValueError(
-                f"{size_key_of(config, role)} must be a multiple of the patch size of {role}.model={config.model} "
-                f"({height} x {width}), got {data.image_size}: timm would ignore the last pixels. Change the size or "
-                "the model."
-            )
+        sizes = {size: "data.image_sizes" for size in sizes_of(data.image_sizes)}
+        sizes[data.image_size] = size_key_of(config, role)
+        for size, key in sizes.items():
+            if size % height or size % width:
+                raise ValueError(
+                    f"{key} must be a multiple of the patch size of {role}.model={config.model} ({height} x {width}), "
+                    f"got {size}: timm would ignore the last pixels. Change the size or the model."
+                )
     assert type(model) is type(default), f"timm made a {type(model).__name__} with {args}"
     return model
 

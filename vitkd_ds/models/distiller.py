@@ -29,8 +29,9 @@ class Distiller(nn.Module):
         pair: widths and patch grids of student and teacher; None if no term compares tokens. With several teachers, a
             dict from teacher name to such a value.
         gather: function that concatenates the tensors of all ranks, see `LossPart`; None for a single rank.
-        keep_tokens: number of patches that the student's attention selects for the teacher; 0 selects all. With several
-            teachers, a dict from teacher name to number.
+        keep_tokens: number of patches of a full-size image that the student's attention selects for the teacher; 0
+            selects all. Of smaller images, the same fraction is selected. With several teachers, a dict from teacher
+            name to number.
     """
 
     def __init__(
@@ -89,7 +90,10 @@ class Distiller(nn.Module):
         teachers = by_name(teacher)
         if self.keep_tokens:
             student, attention_BP = logits_and_attention(self.student, images_BCHW)
-            kept = {name: attention_BP.topk(number).indices for name, number in self.keep_tokens.items()}
+            # Smaller images (data.image_sizes) have fewer patches, and the teacher sees the same fraction of them.
+            whole = self.student.patch_embed.num_patches
+            numbers = {name: max(1, n * attention_BP.shape[1] // whole) for name, n in self.keep_tokens.items()}
+            kept = {name: attention_BP.topk(number).indices for name, number in numbers.items()}
             teachers = teachers | {name: teachers[name](kept_BL) for name, kept_BL in kept.items()}
         else:
             student = tap_features(self.student, images_BCHW, self.blocks, maps=self.maps)

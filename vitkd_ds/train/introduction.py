@@ -21,7 +21,7 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import device_name
 from vitkd_ds.models import build
 from vitkd_ds.models.cost import cost_of
-from vitkd_ds.train.parts import Parts, student_needs, teacher_needs
+from vitkd_ds.train.parts import Parts, split_of, student_needs, teacher_needs
 from vitkd_ds.train.schedule import asked_warmup
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
         )
     if schedule.warmup_steps >= steps:
         logger.warning("the learning rate never decays: the warm-up takes all %d steps of this debug run", steps)
+    for phase in describe_phases(parts):
+        logger.info("epochs %d to %d: images of %d px", *phase["epochs"], phase["image_size"])
     describe_run(parts, resumed_step, models=models, workdir=workdir)
     return models
 
@@ -87,7 +89,22 @@ def describe_run(parts: Parts, resumed_step: int, *, models: dict[str, Any], wor
         "models": models,
         "images": {"train": parts.train_loader.fingerprint, "val": parts.val_loader.fingerprint},
     }
+    if phases := describe_phases(parts):
+        content["phases"] = phases
     write_json(folder / CONFIG, content)
+
+
+def describe_phases(parts: Parts) -> list[dict[str, Any]]:
+    """Return image size, first and last epoch (from 1) and micro-batch size of each phase; [] without phases."""
+    if not parts.phases:
+        return []
+    starts = (0, *parts.phases.ends)
+    micro = split_of(parts.run).micro_batch_size
+    return [
+        {"image_size": size, "epochs": [start + 1, end], "micro_batch_size": micro}
+        for size, start, end in zip(parts.phases.sizes, starts, parts.phases.ends)
+        if start < end  # a debug run may be too short for a phase
+    ]
 
 
 def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], list[dict[str, Any]]]:

@@ -43,6 +43,7 @@ from vitkd_ds.train.log import Meter, MetricsLog
 from vitkd_ds.train.nonfinite import report_nonfinite
 from vitkd_ds.train.parts import Parts, build_parts
 from vitkd_ds.train.profile import profiled
+from vitkd_ds.train.rehearsal import compile_sizes
 from vitkd_ds.train.results import evaluate_student, finish, skipped_images
 from vitkd_ds.train.schedule import loss_weights_at
 from vitkd_ds.train.step import Update, settle, train_step
@@ -149,6 +150,8 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     ranks.on_main(lambda: check_identity(start, identity, free=LENGTH if run.extend else ()))
     fingerprint = parts.train_loader.fingerprint
     state = restore(parts.engine, start, steps_per_epoch=schedule.steps_per_epoch, data=fingerprint)
+    if parts.phases and run.is_compiled:
+        compile_sizes(parts)
     if start is None:
         watchdog.enter("teacher check")
         check_teacher(parts)
@@ -168,7 +171,8 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
         f"{run.recipe}: step {state.step} of {schedule.total_steps}, {ranks.world_size()} ranks on {device.type}, "
         f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
-    meter = Meter(run.global_batch_size, synchronised_time, step_gflops(costs), PEAK_TFLOPS.get(device_name()))
+    peak = None if parts.phases else PEAK_TFLOPS.get(device_name())  # the costs are for images of full size
+    meter = Meter(run.global_batch_size, synchronised_time, step_gflops(costs), peak)
     meter.continue_from(state.timed_s, state.timed_steps)
     session = Session(parts, log, meter, state, saver)
     with closing(log), profiled(run.profile, workdir) as profiler:

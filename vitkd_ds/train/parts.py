@@ -7,23 +7,19 @@ import logging
 from collections import deque
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from vitkd_ds.config.image_sizes import Phases
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import description_beside
 from vitkd_ds.config.teachers import called, role_of, stored
-from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.data.crops import val_interpolation
-from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.epochs import Loader
 from vitkd_ds.data.images import check_classes
-from vitkd_ds.data.loader import build_loader
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.processes import num_cpus
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models import arguments, build, create
@@ -34,8 +30,8 @@ from vitkd_ds.models.pair import PairInfo, check_pair
 from vitkd_ds.models.selection import check_selection
 from vitkd_ds.train import watchdog
 from vitkd_ds.train.inputs import Inputs
-from vitkd_ds.train.probe import NEIGHBOURS
-from vitkd_ds.train.schedule import BatchSplit, Schedule, check_warmup, make_schedule, split_batch
+from vitkd_ds.train.loaders import open_knn, open_split
+from vitkd_ds.train.schedule import BatchSplit, Schedule, build_phases, check_warmup, make_schedule, split_batch
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +67,8 @@ class Parts:
     """Loss terms whose metrics are evaluated in a run without labels, by name. They are fp32 copies on the CPU."""
     knn_loaders: tuple[Loader, Loader] | None = None
     """Two loaders of labelled images for k-NN, with validation crops: the neighbours, and the images to classify."""
+    phases: Phases | None = None
+    """Size of the training images in each epoch; None if it is always data.image_size."""
     train_loader: Loader | None = None
     """None in `vitkd-ds doctor`, which trains on random images. The same holds for val_loader."""
     val_loader: Loader | None = None
@@ -128,11 +126,15 @@ def build_parts(run: Run, device: torch.device) -> Parts:
     steps_per_epoch = train_loader.steps_per_epoch
     schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
     check_warmup(run, schedule)
+    phases = build_phases(run, schedule)
+    if phases:  # they depend on the number of images, so the images are opened a second time
+        train_loader.close()
+        train_loader = ranks.together(lambda: open_split(run, "train", split.micro_batch_size, device, phases=phases))
     models = ranks.together(lambda: build_models(run, classes))
     parts = start_engines(run, ds_config, models, schedule, device)
     answering = tuple(name for name in parts.answering if name in knowing)
     loaders = {"train_loader": train_loader, "val_loader": val_loader, "knn_loaders": knn_loaders}
-    return replace(parts, answering=answering, **loaders)
+    return replace(parts, answering=answering, phases=phases, **loaders)
 
 
 def start_engines(
@@ -188,57 +190,6 @@ def check_is_read_alike(teacher: nn.Module, role: str) -> None:
 def split_of(run: Run) -> BatchSplit:
     """Split the run's global batch over its ranks. Raise ValueError if it cannot be split equally."""
     return split_batch(run.global_batch_size, world_size=ranks.world_size(), limit=run.micro_batch_size_per_gpu)
-
-
-def open_split(
-    run: Run, split: str, micro_batch_size: int, device: torch.device, *, classes: tuple[str, ...] | None = None
-) -> Loader:
-    """Build this rank's loader for a split, "train" or "val". Errors are those of `build_loader`.
-
-    Args:
-        classes: class names in label order. They must include the split's classes. None keeps the split's own classes.
-    """
-    is_train = split == "train"
-    return build_loader(
-        replace(run.data, num_workers=run.data.num_workers or num_cpus()),
-        split=split,
-        augment=run.augment if is_train else None,
-        rank=ranks.rank(),
-        world_size=ranks.world_size(),
-        micro_batch_size=micro_batch_size,
-        global_batch_size=run.global_batch_size if is_train else None,
-        seed=run.seed,
-        classes=classes,
-        device=device,
-        **({"statistics": build.statistics_of(run.student, run.teachers)} if is_train else {}),
-    )
-
-
-def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loader, Loader] | None:
-    """Build this rank's loaders of data.knn_train and data.knn_val; return None if they are not set.
-
-    Raises:
-        ValueError: a file is missing, unlabelled or too small for k-NN, or the two files have different classes.
-    """
-    if not run.data.knn_train:
-        return None
-    loaders, known = [], ()
-    for split, least in (("train", NEIGHBOURS), ("val", 1)):
-        key, path = f"data.knn_{split}", getattr(run.data, f"knn_{split}")
-        path = str(demo_beton(split)) if path == "demo" else path
-        if not Path(path).is_file():
-            raise ValueError(f"{key}: no file {path}. Pack the images first, or pass demo.")
-        images = check_beton(path)
-        known = known or images.classes
-        if len(images.classes) < 2 or images.num_images < least or set(images.classes) != set(known):
-            raise ValueError(
-                f"{key} needs at least {least} images, labelled with the classes of data.knn_train (at least two), but "
-                f"{path} has {images.num_images} images of {len(images.classes)} classes. Pass another file."
-            )
-        shared = {"val": path, "labels": "use", "num_classes": len(known), "classes": "", "max_val_images": 0}
-        own = replace(run, data=replace(run.data, **shared))
-        loaders.append(open_split(own, "val", micro_batch_size, device, classes=known))
-    return tuple(loaders)
 
 
 def check_teacher_classes(run: Run, name: str, classes: tuple[str, ...]) -> bool:

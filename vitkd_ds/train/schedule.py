@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from vitkd_ds.config.image_sizes import Phases, check_phases, phases_of
 from vitkd_ds.config.run import Run, peak_lr
 
 
@@ -49,6 +50,11 @@ class Schedule:
     save_every_steps: int
     accumulation_steps: int
     """Micro-batches per step on each rank."""
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs; the last one may be incomplete."""
+        return -(-self.total_steps // self.steps_per_epoch)
 
     def is_eval_step(self, steps_done: int) -> bool:
         """Return whether to evaluate after this many steps."""
@@ -101,6 +107,21 @@ def check_warmup(run: Run, schedule: Schedule) -> None:
         f"{total} of {total} steps (optim.{key}={getattr(optim, key):g}, {schedule.steps_per_epoch} steps per "
         f"epoch, epochs={run.epochs:g}). Lower --optim.{key}, or raise --epochs."
     )
+
+
+def build_phases(run: Run, schedule: Schedule) -> Phases | None:
+    """Return the phases of data.image_sizes, or None without it.
+
+    Raises:
+        ValueError: a phase has no epoch. A debug run, which may be shorter than an epoch, leaves it out.
+    """
+    text = run.data.image_sizes
+    if not text:
+        return None
+    phases = phases_of(text, schedule.num_epochs)
+    if not run.debug:
+        check_phases(phases, text)
+    return phases
 
 
 def lr_at(step: int, schedule: Schedule, run: Run) -> float:

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor
@@ -67,13 +67,9 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
             started = time.perf_counter()
             images_BCHW, labels_B = next(micro_batches)
             waited_s += time.perf_counter() - started
-            student_BCHW, teachers_BCHW, targets_BK = parts.inputs(images_BCHW, labels_B, step=step, place=place)
-        features = {}
-        for name, teacher in parts.teachers.items():
-            teach = partial(teach_named, teacher, teachers_BCHW[name])
-            features[name] = teach if run.teachers[name].keep_tokens else teach()
+        arguments = student_arguments(parts, images_BCHW, labels_B, step=step, place=place)
         with record_function("forward"):
-            terms = engine(student_BCHW, targets_BK, features, weights)
+            terms = engine(*arguments, weights)
         with record_function("backward"):
             engine.backward(terms["total"])
         for name, value in terms.items():
@@ -85,6 +81,22 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
     with record_function("update"):
         outcome = engine.step(veto=is_bad.float(), count=is_asked)
     return Update(step, lr, means, outcome, waited_s)
+
+
+def student_arguments(
+    parts: Parts, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Return the first three arguments of `Distiller.forward` for a micro-batch, and run the teachers. Collective.
+
+    For `step` and `place`, see `vitkd_ds.train.mixing.mix_step`.
+    """
+    with record_function("data"):
+        student_BCHW, teachers_BCHW, targets_BK = parts.inputs(images_BCHW, labels_B, step=step, place=place)
+    features = {}
+    for name, teacher in parts.teachers.items():
+        teach = partial(teach_named, teacher, teachers_BCHW[name])
+        features[name] = teach if parts.run.teachers[name].keep_tokens else teach()
+    return student_BCHW, targets_BK, features
 
 
 @torch.compiler.disable

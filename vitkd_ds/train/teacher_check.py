@@ -13,13 +13,15 @@ from typing import Any, Callable, Literal
 import torch
 from torch import Tensor
 
+from vitkd_ds.config.image_sizes import sizes_of
 from vitkd_ds.config.run import Run, TeacherConfig
 from vitkd_ds.config.run_folder import description_beside
 from vitkd_ds.config.teachers import called, role_of
 from vitkd_ds.engine import ranks
 from vitkd_ds.models import build
 from vitkd_ds.models.features import Features, tap_features
-from vitkd_ds.train.parts import Parts, open_split, split_of, teacher_needs
+from vitkd_ds.train.loaders import open_split
+from vitkd_ds.train.parts import Parts, split_of, teacher_needs
 from vitkd_ds.train.statistics import wilson_interval
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,8 @@ Level = Literal["ok", "warning", "error"]
 def check_teacher(parts: Parts) -> None:
     """If a loss term compares a teacher's logits, check that teacher's top-1 on a few validation images. Collective.
 
-    A warning is logged if the top-1 is below the expected top-1 or cannot be distinguished from chance.
+    A warning is logged if the top-1 is below the expected top-1 or cannot be distinguished from chance. With
+    data.image_sizes, the top-1 at each smaller size is logged, too.
 
     Raises:
         ValueError: a teacher is no better than chance, on ENOUGH images or more.
@@ -79,6 +82,12 @@ def check_teacher(parts: Parts) -> None:
         text = f"{found}: {ADVICE}" if level != "ok" else found
         said = logging.INFO if level == "ok" or ranks.rank() else logging.WARNING
         logger.log(said, "%s: %s", role_of(name), text)
+        for size in sizes_of(run.data.image_sizes)[:-1]:
+            smaller: Any = replace(run.data, image_size=size)
+            counts = count_right(
+                replace(run, data=smaller), parts.teachers[name], parts.device, classes=parts.train_loader.classes
+            )
+            logger.info("%s at %d px: %s", role_of(name), size, describe_top1(*counts))
 
 
 def check_fp8(parts: Parts) -> None:
@@ -135,10 +144,16 @@ def is_guess(run: Run, num_images: int, num_right: int) -> bool:
     return low < chance and high < chance + NEAR_CHANCE * (100 - chance)
 
 
+def describe_top1(num_images: int, num_right: int) -> str:
+    """Return words for a top-1 and its 95 % interval."""
+    low, high = wilson_interval(num_images, num_right)
+    return f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
+
+
 def judge(run: Run, teacher: TeacherConfig, num_images: int, num_right: int) -> tuple[Level, str]:
     """Compare a teacher's top-1 with its published top-1, and with chance. Return the level and a description."""
     low, high = wilson_interval(num_images, num_right)
-    found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
+    found = describe_top1(num_images, num_right)
     published = published_top1(run, teacher)
     if is_guess(run, num_images, num_right):
         return "error", f"{found}, which is no better than chance"

@@ -29,7 +29,7 @@ When a rank dies, the launcher sends SIGTERM to the other ranks and kills them 3
 is exempt because it compiles.
 """
 
-EARLY = ("start", "build", "load", "teacher check", "calibration")
+EARLY = ("start", "build", "load", "compile", "teacher check", "calibration")
 """Phases before training. Stopping in one of them loses no work."""
 EARLY_LIMIT_S = 10.0
 """Time limit for a phase in EARLY, in seconds, counted from SIGTERM or the call of `watch`, whichever is later.

@@ -9,7 +9,8 @@ from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, needed, o
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.epochs import Loader
 from vitkd_ds.engine import ranks
-from vitkd_ds.train.parts import open_knn, open_split, split_of
+from vitkd_ds.train.loaders import open_knn, open_split
+from vitkd_ds.train.parts import split_of
 from vitkd_ds.train.schedule import check_warmup, make_schedule
 
 MICRO_BATCH = 64

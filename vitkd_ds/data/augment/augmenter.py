@@ -1,17 +1,19 @@
 """Draw the random augmentation of a micro-batch, which is applied after crop and flip."""
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vitkd_ds.config.image_sizes import Phases
+from vitkd_ds.config.part import require
 from vitkd_ds.config.run import AugmentConfig
 from vitkd_ds.data.augment import policy as drawn
 from vitkd_ds.data.augment.noise import RECTANGLE_DTYPE, noise_levels
 from vitkd_ds.data.augment.operations import operations_of
 from vitkd_ds.data.augment.policy import Layer
 from vitkd_ds.data.colours import Statistics
-from vitkd_ds.data.draws import sample_keys
+from vitkd_ds.data.draws import epoch_of, sample_keys
 
 
 class _Plan(ctypes.Structure):
@@ -55,12 +57,22 @@ class Augmenter:
         config: augmentation settings. The settings of repeated augmentation, Mixup and CutMix are not used here.
         statistics: the model's mean and standard deviation. As in timm, they determine the colour of uncovered pixels
             and the noise of random erasing.
+        phases: factor of RandAugment's magnitude in each epoch; None always uses the full magnitude.
+
+    Raises:
+        ValueError: RandAugment's settings are invalid, or their operations do not all get weaker with the magnitude.
     """
 
-    def __init__(self, config: AugmentConfig, *, seed: int, statistics: Statistics):
+    def __init__(
+        self, config: AugmentConfig, *, seed: int, statistics: Statistics, phases: Phases | None = None
+    ) -> None:
         self._config = config
         self._seed = seed
         self._rand_augment = drawn.parse_rand_augment(config.rand_augment) if config.rand_augment else None
+        self._phases = phases
+        if phases and self._rand_augment:
+            must = "have the part inc1 with data.image_sizes, because otherwise low magnitudes distort the image most"
+            require(self._rand_augment.is_increasing, "augment.rand_augment", config.rand_augment, must)
         self._levels = noise_levels(statistics)
         self._fill = tuple(min(255, round(255 * value)) for value in statistics[0])
 
@@ -77,7 +89,7 @@ class Augmenter:
             height, width: size of the cropped images in pixels.
         """
         keys_B = sample_keys(samples, seed=self._seed)
-        layers = self._layers(keys_B)
+        layers = self._layers(keys_B, strength=self._phases.strength_at(epoch_of(samples)) if self._phases else 1)
         rectangles = np.zeros(len(samples), RECTANGLE_DTYPE)
         if probability := self._config.random_erasing:
             rectangles["key"] = keys_B
@@ -87,10 +99,11 @@ class Augmenter:
         operations = operations_of(layers, len(samples), height=height, width=width)
         return Plan(layers, operations, rectangles, self._levels, self._fill)
 
-    def _layers(self, keys_B: np.ndarray) -> list[Layer]:
+    def _layers(self, keys_B: np.ndarray, *, strength: float) -> list[Layer]:
         layers = []
         if self._rand_augment:
-            layers += drawn.draw_rand_augment(keys_B, self._rand_augment, interpolation=self._config.interpolation)
+            policy = replace(self._rand_augment, magnitude=strength * self._rand_augment.magnitude)
+            layers += drawn.draw_rand_augment(keys_B, policy, interpolation=self._config.interpolation)
         if self._config.three_augment:
             layers.append(drawn.draw_three_augment(keys_B))
         if self._config.color_jitter:

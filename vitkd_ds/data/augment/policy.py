@@ -49,7 +49,7 @@ Erasing uses 1 + ERASING_TRIES * DRAWS_PER_TRY random numbers, and its noise one
 class RandAugment:
     """RandAugment's settings; the defaults are timm's."""
 
-    magnitude: int = 10
+    magnitude: float = 10
     num_layers: int = 2
     probability: float = 0.5
     """Probability that a layer is applied to an image."""

@@ -7,6 +7,7 @@ without the GIL. FFCV provides the ring of pinned buffers, CUDA streams, and the
 loop.
 """
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ READ_AHEAD = 8
 class CropDecoder(Operation):
     """FFCV operation that maps samples to uint8 RGB images [micro-batch, size, size, 3] and their int32 statuses.
 
+    FFCV's buffers have the largest size of the crops. Smaller images fill the first bytes of a buffer.
     `vitkd_ds.data.beton.decode` defines the statuses. An image is black if its status is not DECODED.
     """
 
@@ -55,10 +57,12 @@ class CropDecoder(Operation):
         return lambda samples, buffers, metadata, storage_state: self.decode(samples, *buffers)
 
     def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Decode samples into the given arrays, and return these arrays."""
+        """Decode samples into the given arrays, and return views of these arrays."""
         stored = self.decoder.table[samples["index"]]
         rows = self.crops.rows(samples, stored["height"], stored["width"])
-        size = self.crops.size
+        size = self.crops.size_of(samples)
+        shape = (len(samples), size, size, 3)
+        images_BHWC = images_BHWC.reshape(-1)[: math.prod(shape)].reshape(shape)
         plan = self.augmenter.plan(samples, height=size, width=size) if self.augmenter else None
         self.decoder.decode(rows, images_BHWC, status_B, num_threads=self.num_threads, plan=plan)
         return images_BHWC, status_B
