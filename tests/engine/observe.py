@@ -14,7 +14,7 @@ from deepspeed.utils import z3_leaf_module
 from torch import nn
 
 from tests.checkpoint import test_failing_saves
-from tests.engine import observe_pace, observe_terms, tiny
+from tests.engine import observe_pace, observe_terms, observe_whole, tiny
 from tests.engine.observe_terms import equal, save
 from tests.engine.twin import DeepSpeedsOwn
 from tests.train import test_log
@@ -284,6 +284,7 @@ def main():
     observe_flat(seen, folder)
     observe_teacher(seen)
     observe_pace.observe(seen)
+    observe_whole.observe(seen)
     if ranks.world_size() == 2:
         observe_agreement(seen)
         test_log.observe(seen)

@@ -108,6 +108,12 @@ def test_a_host_that_is_ahead_keeps_two_blocks_on_the_device_and_of_a_shard_more
         assert found["freed"] == [True] * (6 if len(set(expected)) > 1 else 0), "only released memory is waited for"
 
 
+def test_a_partitioned_teacher_is_never_whole_on_the_device(each):
+    assert each["replica moves"] == [True], "a replica is"
+    assert each["shard moves"] == each["offload moves"] == each["offload without blocks moves"] == []
+    assert each["offload without blocks equal"]
+
+
 @pytest.mark.parametrize("placement", ["shard", "offload", "replica"])
 def test_the_teacher_is_frozen_and_always_in_eval_mode(each, placement):
     assert each[f"{placement} equal"] == [True] * 7, "features differ from the plain bf16 model's"
