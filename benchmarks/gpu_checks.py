@@ -178,16 +178,26 @@ def offloaded(device: Any, placement: str) -> tuple[Any, int, int, int]:
     run = replace(tiny.RUN, data=replace(tiny.RUN.data, image_size=pixels), teachers={"teacher": config}, compile="off")
     teacher = Teacher(model, run, device=device, micro_batch_size=num_images)
     for _ in range(3):  # the first forward needs more memory, because DeepSpeed records the order of modules
-        if is_gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            # Active bytes include memory that was freed but that the device may still use; allocated bytes do not.
-            before = torch.cuda.memory_stats()["active_bytes.all.current"]
-        logits = teacher(images).logits_BK
-        if is_gpu:
-            torch.cuda.synchronize()
-    peak = torch.cuda.memory_stats()["active_bytes.all.peak"] - before if is_gpu else 0
-    return logits, peak, block_bytes, all_bytes - 12 * block_bytes
+        features, peak = with_peak(lambda: teacher(images), is_gpu=is_gpu)
+    return features.logits_BK, peak, block_bytes, all_bytes - 12 * block_bytes
+
+
+def with_peak(function: Callable[[], Any], *, is_gpu: bool) -> tuple[Any, int]:
+    """Call a function. Return its result and the additional peak GPU memory in bytes (0 without a GPU).
+
+    Active bytes include memory of deleted tensors that the device may still use; allocated bytes do not.
+    """
+    import torch
+
+    if not is_gpu:
+        return function(), 0
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # also takes back memory of deleted tensors, which would still count as active
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["active_bytes.all.current"]
+    result = function()
+    torch.cuda.synchronize()
+    return result, torch.cuda.memory_stats()["active_bytes.all.peak"] - before
 
 
 CHECKS: dict[str, Callable[[Path], str]] = {

@@ -15,7 +15,8 @@ pieces, from teacher to backward and for the update, and each starts when the de
 device before the end of the update. There the engines wait at most as long as the update takes. Kernel launches that
 wait for room in the device's queue are included, so `host` is an upper bound.
 
-Peak memory is the GPU memory of one variant, without that of the others; it is not measured on a CPU. --debug runs the
+Peak memory is the GPU memory of one variant, without that of the others. It includes memory of deleted tensors that
+queued kernels may still use, and it is not measured on a CPU. --debug runs the
 same code at toy size, which is traced but not compiled; its numbers mean nothing. Under a launcher, pass one pair and
 one micro-batch size. With several ranks, only the engines run, images/s is the total over all ranks, and `host`
 includes waits for other ranks.
@@ -51,7 +52,7 @@ from benchmarks.step_variants import (  # noqa: E402
 )
 from vitkd_ds.commands.plan.hardware import Hardware, hardware_of  # noqa: E402
 from vitkd_ds.engine import processes, ranks  # noqa: E402
-from vitkd_ds.engine.processes import synchronised_time  # noqa: E402
+from vitkd_ds.engine.processes import peak_memory_gib, synchronised_time  # noqa: E402
 
 PARTS = ("teacher", "forward", "backward", "update")
 HEADER = (
@@ -117,6 +118,9 @@ def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device
     """Time one round of a variant; record its speed, and its peak memory without the tensors of other variants."""
     if device.type == "cuda":
         others = allocated(device) - timed.resting_bytes
+        # At an allocation, torch takes back the memory of deleted tensors that the device has finished using. Otherwise
+        # the peak would begin with memory of the previous variant.
+        torch.empty(1, device=device)
         torch.cuda.reset_peak_memory_stats()
     start = synchronised_time()
     for _ in range(steps):
@@ -124,7 +128,7 @@ def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device
     seconds = synchronised_time() - start
     timed.images_per_s.append(steps * len(batch.images_BCHW) * ranks.world_size() / seconds)
     if device.type == "cuda":
-        timed.peak_gib = max(timed.peak_gib or 0, (torch.cuda.max_memory_allocated() - others) / 2**30)
+        timed.peak_gib = max(timed.peak_gib or 0, peak_memory_gib() - others / 2**30)
 
 
 def time_parts(timed: Timed, batch: MicroBatch, steps: int) -> None:

@@ -244,10 +244,14 @@ def device_name() -> str:
 
 
 def peak_memory_gib() -> float:
-    """Return the peak device memory since the start, in GiB; on a CPU, the peak resident memory of this process."""
+    """Return the peak device memory since the start, in GiB; on a CPU, the peak resident memory of this process.
+
+    Device memory includes tensors that were deleted but that queued kernels of another stream may still use. torch
+    does not count them as allocated, but no other tensor can have their memory.
+    """
     if get_accelerator().device_name() == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return get_accelerator().max_memory_allocated() / 2**30
+    return get_accelerator().memory_stats()["active_bytes.all.peak"] / 2**30
 
 
 def synchronised_time() -> float:
