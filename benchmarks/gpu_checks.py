@@ -1,10 +1,10 @@
 """Check correctness on a GPU: loader, losses, CUDA graphs, resuming, skipping bad updates, offloaded teacher.
 
-    python benchmarks/gpu_checks.py [--json FILE]
+    python benchmarks/gpu_checks.py [--json FILE] [--backend torchvision]
 
 Each check uses one rank and prints a line. Most of them compare results on the GPU with those on the CPU, or with those
 of a second run. The exit code is 1 if a check fails. Without a GPU, the checks run on the CPU, which tests only the
-code of the checks.
+code of the checks. --backend torchvision is for machines without FFCV.
 """
 
 import argparse
@@ -31,6 +31,8 @@ RUN = (
 )  # fmt: skip
 CLOSE = 0.01
 """Allowed relative difference between losses on two devices, caused by rounding to bf16 over a few updates."""
+BACKEND = ["ffcv"]
+"""data.backend of all checks; `main` replaces it."""
 ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 NO_SKIPS = {"TORCHINDUCTOR_CUDAGRAPH_OR_ERROR": "1"}
 """Variable that makes inductor raise an error where it would run a graph without recording it as a CUDA graph."""
@@ -42,7 +44,8 @@ def train(folder: Path, *flags: str, **variables: str) -> list[dict[str, Any]]:
     `variables` are added to the environment.
     """
     environ = os.environ | variables
-    command = [sys.executable, str(ROOT / "train.py"), *RUN, f"--workdir={folder}", *flags]
+    command = [sys.executable, str(ROOT / "train.py"), *RUN, f"--data.backend={BACKEND[0]}", f"--workdir={folder}"]
+    command += flags
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode} from {' '.join(command)}: {done.stderr[-2000:]}")
@@ -65,7 +68,7 @@ def check_step(folder: Path) -> str:
 
 
 def check_graphs(folder: Path) -> str:
-    """Check that the losses with CUDA graphs are close to those without, with a replicated teacher, also after resuming.
+    """Check that losses with CUDA graphs are close to those without, with a replicated teacher, also after resuming.
 
     Resuming skips the teacher check, so the teacher's first call is then in the first update.
     """
@@ -134,8 +137,9 @@ def check_loader(folder: Path) -> str:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = build_run("demo")
+    data = replace(run.data, backend=BACKEND[0])
     sizes = {"micro_batch_size": 32, "global_batch_size": 32, "rank": 0, "world_size": 1, "seed": 0}
-    here, there = (build_loader(run.data, split="train", device=where, **sizes) for where in (device, "cpu"))
+    here, there = (build_loader(data, split="train", device=where, **sizes) for where in (device, "cpu"))
     kept, work = [], torch.ones(1024, 1024, device=device)
     with closing(here.epoch(0)) as micro_batches:
         for (images, labels), _ in zip(micro_batches, range(64)):
@@ -239,7 +243,9 @@ def results() -> Iterator[tuple[str, bool, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--backend", default=BACKEND[0], choices=["ffcv", "torchvision"])
     args = parser.parse_args()
+    BACKEND[0] = args.backend
     rows = []
     for name, passed, found in results():
         print(f"{name:8}{'ok' if passed else 'FAILED':8}{found}", flush=True)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch._inductor import config
@@ -40,6 +41,23 @@ def test_each_row_is_written_before_the_next_check_starts(monkeypatch, tmp_path)
 def test_checks_that_train_come_last():
     trained = [name in ("step", "resume", "graphs") for name in gpu_checks.CHECKS]
     assert trained == sorted(trained) and [*gpu_checks.CHECKS][-1] == "graphs", "the only check that compiles"
+
+
+def test_the_checks_use_the_chosen_backend(monkeypatch, tmp_path):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        Path(tmp_path, "metrics.jsonl").write_text("")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(gpu_checks.subprocess, "run", run)
+    monkeypatch.setattr(gpu_checks, "CHECKS", {"a": lambda folder: str(gpu_checks.train(tmp_path))})
+    monkeypatch.setattr(gpu_checks, "BACKEND", ["ffcv"])
+    monkeypatch.setattr(sys, "argv", ["gpu_checks.py", "--backend", "torchvision"])
+    monkeypatch.setattr(gpu_checks.os, "_exit", lambda code: None)
+    gpu_checks.main()
+    assert "--data.backend=torchvision" in commands[0]
 
 
 def trained(monkeypatch, *, resumed):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
-from benchmarks import gpu_checks, step
+from benchmarks import gpu_checks, step_rounds
 from tests.benchmarks.fake_memory import FakeMemory
 from vitkd_ds.engine import processes
 
@@ -37,10 +37,10 @@ def test_the_peak_of_a_check_excludes_memory_of_the_forward_before(memory):
 
 def test_the_peak_of_a_variant_excludes_the_other_variants_tensors_and_memory(monkeypatch, memory):
     sizes = {"small": (GIB, GIB), "large": (3 * GIB, 2 * GIB)}  # resting, and waiting in a step
-    everyone = {name: step.Timed(name, name, resting, first_total=0.0) for name, (resting, _) in sizes.items()}
+    everyone = {name: step_rounds.Timed(name, name, resting, first_total=0.0) for name, (resting, _) in sizes.items()}
     memory.use(sum(resting for resting, _ in sizes.values()))
-    monkeypatch.setattr(step, "step", lambda variant, batch: memory.use(0, passing=sizes[variant][1]))
+    monkeypatch.setattr(step_rounds, "step", lambda variant, batch: memory.use(0, passing=sizes[variant][1]))
     batch = SimpleNamespace(images_BCHW=range(4))
     for name in ("small", "large", "small"):
-        step.time_round(everyone[name], batch, 1, torch.device("cuda"))
+        step_rounds.time_round(everyone[name], batch, 1, torch.device("cuda"))
     assert {name: timed.peak_gib for name, timed in everyone.items()} == {"small": 2, "large": 5}
