@@ -28,6 +28,7 @@ STEPS, STOP = 12, 7
 RUN = (
     "--recipe=demo", "--debug", f"--max_steps={STEPS}", "--log_every_steps=1", "--checkpoint.every_steps=1",
     "--checkpoint.keep_last=100", "--global_batch_size=32", "--micro_batch_size_per_gpu=16", "--compile=false",
+    "--trackers=",
 )  # fmt: skip
 CLOSE = 0.01
 """Allowed relative difference between losses on two devices, caused by rounding to bf16 over a few updates."""
