@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lint demo test test-all test-long mistakes mutants gpu site wheels fuzz
+.PHONY: setup lint demo test test-all test-long test-torch mistakes mutants gpu gpu-kit site wheels fuzz
 
 setup: .venv/.ready
 
@@ -55,6 +55,14 @@ test-long: setup
 	sh .ci/test_programs
 	$(BIN)/python -m pytest -m long
 
+# Run the fast tests of engine, models and losses with another release of torch, such as TORCH=2.11, installed from PyPI.
+# All other packages are those of .venv. tests/releases.py lists the tests that cannot pass with a release.
+test-torch: setup
+	@test -n "$(TORCH)" || { echo "error: pass a release, such as make test-torch TORCH=2.11" >&2; exit 1; }
+	.ci/torch_release $(BIN)/python $(TORCH)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-torch-$(TORCH)/bin/python -m pytest -n $(PYTEST_WORKERS) \
+	    --dist loadfile -m "not slow and not long" tests/engine tests/models tests/losses
+
 # Put deliberate mistakes into a copy of the tree, one at a time; a test must fail on each. MISTAKES: words to select some.
 mistakes: setup
 	$(BIN)/python -m tests.mistakes $(MISTAKES)
@@ -69,6 +77,10 @@ mutants: setup
 # Check correctness and speed on a GPU: at most 25 minutes; results in gpu/rows.json.
 gpu: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/gpu.py
+
+# Collect in build/gpu-kit what a machine with a GPU, but without a network, needs for `make gpu`. See docs/install.md.
+gpu-kit: setup
+	.ci/gpu_kit $(BIN)/python build/gpu-kit
 
 # Build the documentation site; open build/site/index.html in a browser.
 site: setup

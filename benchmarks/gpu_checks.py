@@ -1,10 +1,10 @@
 """Check correctness on a GPU: loader, losses, CUDA graphs, resuming, skipping bad updates, offloaded teacher.
 
-    python benchmarks/gpu_checks.py [--json FILE]
+    python benchmarks/gpu_checks.py [--json FILE] [--backend torchvision]
 
 Each check uses one rank and prints a line. Most of them compare results on the GPU with those on the CPU, or with those
 of a second run. The exit code is 1 if a check fails. Without a GPU, the checks run on the CPU, which tests only the
-code of the checks.
+code of the checks. --backend torchvision is for machines without FFCV.
 """
 
 import argparse
@@ -21,20 +21,32 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.rows import write_rows  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, STOP = 12, 7
 RUN = (
     "--recipe=demo", "--debug", f"--max_steps={STEPS}", "--log_every_steps=1", "--checkpoint.every_steps=1",
     "--checkpoint.keep_last=100", "--global_batch_size=32", "--micro_batch_size_per_gpu=16", "--compile=false",
+    "--trackers=",
 )  # fmt: skip
 CLOSE = 0.01
 """Allowed relative difference between losses on two devices, caused by rounding to bf16 over a few updates."""
+BACKEND = ["ffcv"]
+"""data.backend of all checks; `main` replaces it."""
+ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+NO_SKIPS = {"TORCHINDUCTOR_CUDAGRAPH_OR_ERROR": "1"}
+"""Variable that makes inductor raise an error where it would run a graph without recording it as a CUDA graph."""
 
 
-def train(folder: Path, *flags: str, on_cpu: bool = False) -> list[dict[str, Any]]:
-    """Train in a new process, as a user would; return the lines of metrics.jsonl as dicts."""
-    environ = os.environ | ({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {})
-    command = [sys.executable, str(ROOT / "train.py"), *RUN, f"--workdir={folder}", *flags]
+def train(folder: Path, *flags: str, **variables: str) -> list[dict[str, Any]]:
+    """Train in a new process, as a user would; return the lines of metrics.jsonl as dicts.
+
+    `variables` are added to the environment.
+    """
+    environ = os.environ | variables
+    command = [sys.executable, str(ROOT / "train.py"), *RUN, f"--data.backend={BACKEND[0]}", f"--workdir={folder}"]
+    command += flags
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode} from {' '.join(command)}: {done.stderr[-2000:]}")
@@ -50,21 +62,28 @@ def check_step(folder: Path) -> str:
     """Check that the losses of a training run on this device are close to those on the CPU."""
     # Without ViTKD's generation term, whose random mask differs between devices.
     flags = ("--losses.vitkd.beta=0",)
-    here, there = totals(train(folder / "here", *flags)), totals(train(folder / "cpu", *flags, on_cpu=True))
+    here, there = totals(train(folder / "here", *flags)), totals(train(folder / "cpu", *flags, **ON_CPU))
     worst = max(abs(a - b) / abs(b) for a, b in zip(here, there, strict=True))
     assert len(here) == STEPS and worst < CLOSE, f"losses differ by up to {worst:.2%}: {here} and {there}"
     return f"{STEPS} updates: losses within {worst:.2%} of the CPU's"
 
 
 def check_graphs(folder: Path) -> str:
-    """Check that the losses with CUDA graphs are close to those without, with a replicated teacher."""
+    """Check that losses with CUDA graphs are close to those without, with a replicated teacher, also after resuming.
+
+    Resuming skips the teacher check, so the teacher's first call is then in the first update.
+    """
     flags = ("--teacher.placement=replica",)
-    plain, recorded = (
-        totals(train(folder / choice, *flags, f"--compile={choice}")) for choice in ("default", "reduce-overhead")
-    )
-    worst = max(abs(a - b) / abs(b) for a, b in zip(recorded, plain, strict=True))
-    assert len(plain) == STEPS and worst < CLOSE, f"losses differ by up to {worst:.2%}: {recorded} and {plain}"
-    return f"{STEPS} updates: losses of CUDA graphs within {worst:.2%} of plain kernels'"
+    plain = totals(train(folder / "default", *flags, "--compile=default"))
+    flags += ("--compile=reduce-overhead",)
+    recorded = totals(train(folder / "graphs", *flags, **NO_SKIPS))
+    resume = f"--resume={folder / 'graphs'}/checkpoints/step{STOP:08d}"
+    resumed = totals(train(folder / "resumed", *flags, resume, **NO_SKIPS))
+    assert len(plain) == STEPS and len(resumed) == STEPS - STOP, f"{len(plain)} and {len(resumed)} updates"
+    pairs = [*zip(recorded, plain, strict=True), *zip(resumed, plain[STOP:], strict=True)]
+    worst = max(abs(a - b) / abs(b) for a, b in pairs)
+    assert worst < CLOSE, f"losses differ by up to {worst:.2%}: {recorded}, {resumed} (resumed) and {plain}"
+    return f"{STEPS} updates, and {STEPS - STOP} after resuming: losses of CUDA graphs within {worst:.2%} of others'"
 
 
 def check_resume(folder: Path) -> str:
@@ -119,8 +138,9 @@ def check_loader(folder: Path) -> str:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = build_run("demo")
+    data = replace(run.data, backend=BACKEND[0])
     sizes = {"micro_batch_size": 32, "global_batch_size": 32, "rank": 0, "world_size": 1, "seed": 0}
-    here, there = (build_loader(run.data, split="train", device=where, **sizes) for where in (device, "cpu"))
+    here, there = (build_loader(data, split="train", device=where, **sizes) for where in (device, "cpu"))
     kept, work = [], torch.ones(1024, 1024, device=device)
     with closing(here.epoch(0)) as micro_batches:
         for (images, labels), _ in zip(micro_batches, range(64)):
@@ -178,22 +198,37 @@ def offloaded(device: Any, placement: str) -> tuple[Any, int, int, int]:
     run = replace(tiny.RUN, data=replace(tiny.RUN.data, image_size=pixels), teachers={"teacher": config}, compile="off")
     teacher = Teacher(model, run, device=device, micro_batch_size=num_images)
     for _ in range(3):  # the first forward needs more memory, because DeepSpeed records the order of modules
-        if is_gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            # Active bytes include memory that was freed but that the device may still use; allocated bytes do not.
-            before = torch.cuda.memory_stats()["active_bytes.all.current"]
-        logits = teacher(images).logits_BK
-        if is_gpu:
-            torch.cuda.synchronize()
-    peak = torch.cuda.memory_stats()["active_bytes.all.peak"] - before if is_gpu else 0
-    return logits, peak, block_bytes, all_bytes - 12 * block_bytes
+        features, peak = with_peak(lambda: teacher(images), is_gpu=is_gpu)
+    return features.logits_BK, peak, block_bytes, all_bytes - 12 * block_bytes
+
+
+def with_peak(function: Callable[[], Any], *, is_gpu: bool) -> tuple[Any, int]:
+    """Call a function. Return its result and the additional peak GPU memory in bytes (0 without a GPU).
+
+    Active bytes include memory of deleted tensors that the device may still use; allocated bytes do not.
+    """
+    import torch
+
+    if not is_gpu:
+        return function(), 0
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # also takes back memory of deleted tensors, which would still count as active
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["active_bytes.all.current"]
+    result = function()
+    torch.cuda.synchronize()
+    return result, torch.cuda.memory_stats()["active_bytes.all.peak"] - before
 
 
 CHECKS: dict[str, Callable[[Path], str]] = {
-    "loader": check_loader, "step": check_step, "graphs": check_graphs, "resume": check_resume,
-    "veto": check_veto, "offload": check_offload,
-}  # fmt: skip
+    "veto": check_veto,
+    "loader": check_loader,
+    "offload": check_offload,
+    "step": check_step,
+    "resume": check_resume,
+    "graphs": check_graphs,
+}
+"""All checks, the cheapest first, because a time limit may stop the last ones."""
 
 
 def results() -> Iterator[tuple[str, bool, str]]:
@@ -209,13 +244,15 @@ def results() -> Iterator[tuple[str, bool, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--backend", default=BACKEND[0], choices=["ffcv", "torchvision"])
     args = parser.parse_args()
+    BACKEND[0] = args.backend
     rows = []
     for name, passed, found in results():
         print(f"{name:8}{'ok' if passed else 'FAILED':8}{found}", flush=True)
         rows.append({"check": name, "passed": passed, "found": found})
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        if args.json:
+            write_rows(args.json, rows)
     sys.stdout.flush()
     os._exit(not all(row["passed"] for row in rows))  # FFCV's threads may abort a normal exit
 

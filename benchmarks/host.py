@@ -23,7 +23,7 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", DS_ACCELERATOR
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
-from benchmarks.step import PARTS, parts_of_step, step  # noqa: E402
+from benchmarks.step_rounds import PARTS, parts_of_step, step  # noqa: E402
 from benchmarks.step_variants import (  # noqa: E402
     RECIPES,
     MicroBatch,

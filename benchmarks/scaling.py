@@ -39,7 +39,7 @@ LIMIT_S = 1200
 
 def measure(args: argparse.Namespace) -> None:
     """Run the steps on this rank, and write the measurements to args.worker. Collective if the ranks form one world."""
-    from benchmarks.step import parts_of_step, step
+    from benchmarks.step_rounds import parts_of_step, step
     from benchmarks.step_variants import Engines, build_pair, make_micro_batch
     from vitkd_ds.engine import processes, ranks
     from vitkd_ds.models.cost import num_parameters

@@ -15,7 +15,8 @@ pieces, from teacher to backward and for the update, and each starts when the de
 device before the end of the update. There the engines wait at most as long as the update takes. Kernel launches that
 wait for room in the device's queue are included, so `host` is an upper bound.
 
-Peak memory is the GPU memory of one variant, without that of the others; it is not measured on a CPU. --debug runs the
+Peak memory is the GPU memory of one variant, without that of the others. It includes memory of deleted tensors that
+queued kernels may still use, and it is not measured on a CPU. --debug runs the
 same code at toy size, which is traced but not compiled; its numbers mean nothing. Under a launcher, pass one pair and
 one micro-batch size. With several ranks, only the engines run, images/s is the total over all ranks, and `host`
 includes waits for other ranks.
@@ -29,137 +30,28 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.rows import write_rows  # noqa: E402
+from benchmarks.step_rounds import Timed, measure  # noqa: E402
 from benchmarks.step_variants import (  # noqa: E402
     CHOICES,
     VARIANTS,
-    MicroBatch,
     Pair,
-    Variant,
     build_pair,
-    build_variant,
     generate_no_code,
-    make_micro_batch,
 )
 from vitkd_ds.commands.plan.hardware import Hardware, hardware_of  # noqa: E402
 from vitkd_ds.engine import processes, ranks  # noqa: E402
-from vitkd_ds.engine.processes import synchronised_time  # noqa: E402
 
-PARTS = ("teacher", "forward", "backward", "update")
 HEADER = (
     "pair   mb  variant    images/s      [min, max]       ratio    GiB  TFLOP/s    MFU  "
     "ms: teacher / forward / backward / update / host"
 )
-ROUNDING = 0.02
-"""Allowed relative difference between the first losses of two variants, due to bf16 weights or bf16 autocast."""
-
-
-@dataclass
-class Timed:
-    """A variant and its measurements."""
-
-    name: str
-    variant: Variant
-    resting_bytes: int
-    """Bytes of the variant's tensors on the GPU between two steps."""
-    first_total: float
-    images_per_s: list[float] = field(default_factory=list)
-    peak_gib: float | None = None
-    parts_ms: dict[str, float] = field(default_factory=dict)
-
-
-def step(variant: Variant, batch: MicroBatch, mark: Callable[[], object] = lambda: None) -> torch.Tensor:
-    """Run one step; call `mark` after each of its PARTS; return the total loss."""
-    features = variant.teach(batch)
-    mark()
-    total = variant.forward(batch, features)
-    mark()
-    variant.backward(total)
-    mark()
-    variant.update()
-    mark()
-    return total
-
-
-def parts_of_step(variant: Variant, batch: MicroBatch) -> dict[str, float]:
-    """Run one step, which synchronises with the device after each part; return the seconds of each part."""
-    times = [synchronised_time()]
-    step(variant, batch, lambda: times.append(synchronised_time()))
-    return {part: end - start for part, start, end in zip(PARTS, times, times[1:])}
-
-
-def prepare(name: str, pair: Pair, batch: MicroBatch, args: argparse.Namespace, device: torch.device) -> Timed:
-    """Build a variant and run some steps, so that compilation and memory allocation are not timed later."""
-    before = allocated(device)
-    variant = build_variant(name, pair, device, len(batch.images_BCHW))
-    torch.manual_seed(2)  # for ViTKD's random mask
-    first_total = step(variant, batch).item()
-    for _ in range(args.warmup):
-        step(variant, batch)
-    synchronised_time()
-    return Timed(name, variant, allocated(device) - before, first_total)
-
-
-def allocated(device: torch.device) -> int:
-    """Return the number of bytes of all tensors on the GPU, or 0 on a CPU."""
-    return torch.cuda.memory_allocated() if device.type == "cuda" else 0
-
-
-def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device) -> None:
-    """Time one round of a variant; record its speed, and its peak memory without the tensors of other variants."""
-    if device.type == "cuda":
-        others = allocated(device) - timed.resting_bytes
-        torch.cuda.reset_peak_memory_stats()
-    start = synchronised_time()
-    for _ in range(steps):
-        step(timed.variant, batch)
-    seconds = synchronised_time() - start
-    timed.images_per_s.append(steps * len(batch.images_BCHW) * ranks.world_size() / seconds)
-    if device.type == "cuda":
-        timed.peak_gib = max(timed.peak_gib or 0, (torch.cuda.max_memory_allocated() - others) / 2**30)
-
-
-def time_parts(timed: Timed, batch: MicroBatch, steps: int) -> None:
-    """Record the milliseconds of each part and of the host, as medians over the steps."""
-    spent = [parts_of_step(timed.variant, batch) | {"host": host_s(timed.variant, batch)} for _ in range(steps)]
-    timed.parts_ms = {part: 1e3 * statistics.median(seconds[part] for seconds in spent) for part in spent[0]}
-
-
-def host_s(variant: Variant, batch: MicroBatch) -> float:
-    """Run one step; return the seconds of the host, as defined at the top of this file."""
-    start = synchronised_time()
-    variant.backward(variant.forward(batch, variant.teach(batch)))
-    launched, update = time.perf_counter(), synchronised_time()
-    variant.update()
-    return launched - start + time.perf_counter() - update
-
-
-def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torch.device) -> list[Timed]:
-    """Time all variants of one pair and micro-batch size, which take turns."""
-    batch = make_micro_batch(pair, micro_batch, device)
-    names = [name for name in args.variants if ranks.world_size() == 1 or name not in ("eager", "compiled")]
-    everyone = [prepare(name, pair, batch, args, device) for name in names]
-    reference = everyone[0].first_total
-    for timed in everyone:
-        if abs(timed.first_total - reference) > ROUNDING * abs(reference):
-            raise ValueError(
-                f"the variants compute different losses: {timed.first_total:.4f} ({timed.name}) and "
-                f"{reference:.4f} ({everyone[0].name}), so their times cannot be compared"
-            )
-    for _ in range(args.repeats):
-        for timed in everyone:
-            time_round(timed, batch, args.steps, device)
-    for timed in everyone:
-        time_parts(timed, batch, args.steps)
-    return everyone
 
 
 def rows_of(pair: Pair, micro_batch: int, everyone: list[Timed], hardware: Hardware | None) -> list[dict[str, Any]]:
@@ -186,8 +78,8 @@ def line(row: dict[str, Any], timed: Timed) -> str:
 
 
 def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
-    """In this process, measure the only pair and micro-batch size of `args`; return heading, rows and formatted rows.
-    Collective."""
+    """In this process, measure the only pair and micro-batch size of `args`. Write the rows to --json while they are
+    measured; return heading, formatted rows, and whether a variant failed. Collective."""
     device = processes.start_processes()
     if args.debug:
         torch.set_num_threads(1)  # toy models are slower with more threads
@@ -195,11 +87,21 @@ def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
     card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     (name,), (micro_batch,) = args.pairs, args.micro_batches
     pair = build_pair(name, ds_config=args.ds_config, debug=args.debug)
-    everyone = measure(pair, micro_batch, args, device)
+    # A worker adds to the rows of the workers before it.
+    earlier = json.loads(args.json.read_text()) if args.json and args.worker else []
+
+    def save(everyone: list[Timed]) -> None:
+        if args.json and ranks.rank() == 0:
+            write_rows(args.json, earlier + rows_of(pair, micro_batch, everyone, hardware_of(card)))
+
+    everyone, failed = measure(pair, micro_batch, args, device, save)
+    save(everyone)
     rows = rows_of(pair, micro_batch, everyone, hardware_of(card))
     heading = f"{card}, {ranks.world_size()} ranks, torch {torch.__version__}, {args.repeats} x {args.steps} steps"
     lines = [line(row, timed) for row, timed in zip(rows, everyone)]
-    return {"heading": f"{heading}\n{HEADER}", "rows": rows, "lines": lines, "is_main": ranks.rank() == 0}
+    lines += [f"{pair.name:5} {micro_batch:4} {text}" for text in failed]
+    is_main = ranks.rank() == 0
+    return {"heading": f"{heading}\n{HEADER}", "lines": lines, "has_failed": bool(failed), "is_main": is_main}
 
 
 def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
@@ -207,7 +109,10 @@ def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "cell.json")
         cell = ["--pairs", pair, "--micro_batches", str(micro_batch), "--worker", str(file)]
-        subprocess.run([sys.executable, __file__, *sys.argv[1:], *cell], check=True)
+        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], *cell])
+        if done.returncode:
+            text = f"{pair:5} {micro_batch:4} FAILED: exit code {done.returncode}"
+            return {"heading": "", "lines": [text], "has_failed": True, "is_main": True}
         return json.loads(file.read_text())
 
 
@@ -248,16 +153,19 @@ def main() -> None:
         args.worker.write_text(json.dumps(measure_cell(args)))
         processes.leave()
     here = is_launched()
-    rows: list[dict[str, Any]] = []
+    if args.json and not here:
+        write_rows(args.json, [])
+    heading = ""
+    has_failed = False
     for pair, micro_batch in itertools.product(args.pairs, args.micro_batches):
         cell = measure_cell(args) if here else measure_elsewhere(pair, micro_batch)
         if cell["is_main"]:
-            print(*([] if rows else [cell["heading"]]), *cell["lines"], sep="\n", flush=True)
-            rows += cell["rows"]
-            if args.json:  # now, so that a later failure loses nothing
-                args.json.write_text(json.dumps(rows, indent=1))
-    if here:
+            print(*([cell["heading"]] if not heading and cell["heading"] else []), *cell["lines"], sep="\n", flush=True)
+            heading = heading or cell["heading"]
+        has_failed |= cell["has_failed"]
+    if here and not has_failed:
         processes.leave()
+    sys.exit(has_failed)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from PIL import Image
 from tests import warm
 
 ROOT = Path(__file__).parents[1]
-pytest_plugins = ["tests.guard", "tests.tiers", "tests.workers"]
+pytest_plugins = ["tests.guard", "tests.releases", "tests.tiers", "tests.workers"]
 
 warm.install()
 

@@ -73,7 +73,7 @@ def test_the_commands_of_make_gpu_run_at_toy_size(tmp_path):
     done = {part["part"]: part for part in json.loads((tmp_path / "rows.json").read_text())}
     assert {name: part["code"] for name, part in done.items()} == {"checks": 0, "step tiny": 0, "host": 0}
     checks = {row["check"]: row["passed"] for row in done["checks"]["rows"]}
-    assert checks == dict.fromkeys(("loader", "step", "graphs", "resume", "veto"), True)
+    assert checks == dict.fromkeys(("veto", "loader", "offload", "step", "resume", "graphs"), True)
     hosts = {row["variant"]: row for row in done["host"]["rows"]}
     assert list(hosts) == ["eager", "compiled", "replica", "shard"] and hosts["compiled"]["ratio"] == 1
     keys = {"variant", "teacher_ms", "forward_ms", "backward_ms", "update_ms", "total_ms", "ratio"}
@@ -101,3 +101,25 @@ def test_a_failed_or_late_part_is_reported_and_the_rest_still_runs(tmp_path):
     assert "tiny, 64: a replica at 0.96 x" in said[0] and "base, 64: a shard takes 2.02 x" in said[3]
     assert gpu.run("late", ["-c", "print()"], tmp_path, deadline=time.monotonic())["code"] is None
     assert (tmp_path / "broken.txt").exists() and not (tmp_path / "late.txt").exists()
+
+
+def test_one_part_runs_with_its_backend_and_keeps_the_rows_of_the_others(monkeypatch, tmp_path):
+    calls = []
+
+    def run(name, arguments, out, *, deadline):
+        calls.append((name, arguments, round(deadline - time.monotonic())))
+        return {"part": name, "code": 0, "seconds": 0.0, "rows": []}
+
+    monkeypatch.setattr(gpu, "run", run)
+    for only in ("checks", "host", "checks"):
+        words = ["--only", only, "--minutes", "3", "--backend", "torchvision", "--debug", "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
+        with pytest.raises(SystemExit) as ended:
+            gpu.main()
+        assert not ended.value.code
+    assert [name for name, _, _ in calls] == ["checks", "host", "checks"] and {left for *_, left in calls} == {180}
+    assert calls[0][1][1:3] == ["--backend", "torchvision"]
+    assert [part["part"] for part in json.loads((tmp_path / "rows.json").read_text())] == ["host", "checks"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--debug", "--only", "chess"])
+    with pytest.raises(SystemExit):
+        gpu.main()

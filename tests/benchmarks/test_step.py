@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch._dynamo.exc import BackendCompilerFailed
 
-from benchmarks.step import PARTS, Timed, parse, time_parts
+from benchmarks import gpu, step, step_rounds
+from benchmarks.step import parse
+from benchmarks.step_rounds import PARTS, Timed, time_parts
 from benchmarks.step_variants import VARIANTS, build_pair, make_micro_batch, run_static
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
 from vitkd_ds.recipes import build_run
@@ -74,6 +77,12 @@ def test_a_symbolic_size_is_rejected():
         double(torch.ones(3))
 
 
+def test_tuned_kernels_come_last_and_in_a_cell_of_their_own(tmp_path):
+    parts = gpu.parts(tmp_path, debug=False)
+    tuned = [name for name, words in parts.items() if "max-autotune" in words]
+    assert tuned == [list(parts)[-1]] and not {"fp8", "reduce-overhead"} & set(parts[tuned[0]])
+
+
 def test_under_a_launcher_there_must_be_one_pair_and_one_micro_batch(monkeypatch, capsys):
     given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in given.items():
@@ -82,6 +91,68 @@ def test_under_a_launcher_there_must_be_one_pair_and_one_micro_batch(monkeypatch
     with pytest.raises(SystemExit):
         parse()
     assert "got --pairs tiny and --micro_batches 64 128" in capsys.readouterr().err
+
+
+def run_cell(monkeypatch, tmp_path, *, broken="", stop=None):
+    """Measure the variants a, b and c, whose loops are replaced. Return the written rows and the failures.
+
+    Args:
+        broken: variant that cannot be built.
+        stop: variant during whose building the process is killed.
+    """
+    rows = tmp_path / "rows.json"
+    args = SimpleNamespace(
+        variants=["a", "b", "c"], repeats=2, steps=1, warmup=0, json=rows, worker=None, pairs=["tiny"],
+        micro_batches=[2], debug=True, ds_config="ds_configs/zero2.json",
+    )  # fmt: skip
+
+    def build(name, pair, batch, args, device):
+        if name == stop:
+            raise KeyboardInterrupt
+        if name == broken:
+            raise RuntimeError("no kernel")
+        return Timed(name, None, resting_bytes=0, first_total=5.0)
+
+    def time_toy(timed, batch, steps, device):
+        timed.images_per_s.append(3.0)
+
+    monkeypatch.setattr(step_rounds, "prepare", build)
+    monkeypatch.setattr(step_rounds, "time_round", time_toy)
+    monkeypatch.setattr(step_rounds, "time_parts", lambda *args: None)
+    monkeypatch.setattr(step_rounds, "make_micro_batch", lambda *args: None)
+    monkeypatch.setattr(step, "generate_no_code", lambda: None)
+    monkeypatch.setattr(step.processes, "start_processes", lambda: torch.device("cpu"))
+    monkeypatch.setattr(step.torch, "set_num_threads", lambda number: None)
+    toy = SimpleNamespace(name="tiny", image_flops=1)
+    monkeypatch.setattr(step, "build_pair", lambda *args, **options: toy)
+    with suppress(KeyboardInterrupt):
+        cell = step.measure_cell(args)
+        return [row["variant"] for row in json.loads(rows.read_text())], cell
+    return [row["variant"] for row in json.loads(rows.read_text())], None
+
+
+def test_a_process_that_is_killed_while_it_builds_a_variant_has_written_the_rows_of_those_before(monkeypatch, tmp_path):
+    assert run_cell(monkeypatch, tmp_path, stop="c") == (["a", "b"], None)
+
+
+def test_a_variant_that_fails_takes_down_no_other(monkeypatch, tmp_path):
+    found, cell = run_cell(monkeypatch, tmp_path, broken="b")
+    assert found == ["a", "c"] and cell["has_failed"]
+    assert cell["lines"][-1].endswith("b FAILED: RuntimeError: no kernel")
+
+
+def test_a_variant_that_does_not_fit_the_free_memory_is_skipped(monkeypatch):
+    pair = build_pair("tiny", ds_config="ds_configs/zero2.json", debug=True)
+    layout = step_rounds.Layout(1, 1, 64, 1, "replica")
+    parts = step_rounds.memory_bytes(step_rounds.inputs_of(pair.run, step_rounds.HARDWARE["h100"]), layout)
+    needed = sum(parts.values()) - parts["context and fragmentation"]
+    free = {"bytes": needed}
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free["bytes"], 2**40))
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    assert step_rounds.too_large(pair, 64, torch.device("cuda")) == ""
+    free["bytes"] = needed - 1
+    assert "GiB are needed, and " in step_rounds.too_large(pair, 64, torch.device("cuda"))
+    assert step_rounds.too_large(pair, 64, torch.device("cpu")) == ""
 
 
 def rows_of_command(*words, rows):

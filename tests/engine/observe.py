@@ -14,7 +14,7 @@ from deepspeed.utils import z3_leaf_module
 from torch import nn
 
 from tests.checkpoint import test_failing_saves
-from tests.engine import observe_pace, observe_terms, tiny
+from tests.engine import observe_graphs, observe_pace, observe_terms, observe_whole, tiny
 from tests.engine.observe_terms import equal, save
 from tests.engine.twin import DeepSpeedsOwn
 from tests.train import test_log
@@ -66,8 +66,7 @@ def observe_training(seen):
 
 
 def observe_flat(seen, folder):
-    """Compare our engine with DeepSpeed's for many flat parameters, a weight longer than a bucket, overlapping
-    reductions, and random numbers drawn in between."""
+    """Compare with DeepSpeed: many flat parameters, a weight longer than a bucket, overlap, random draws in between."""
     for name, zero in (("few", {}), ("many", {"reduce_bucket_size": 3000}), ("overlap", {"overlap_comm": True})):
         config = json.loads(Path(tiny.FP32_RUN.ds_config).read_text())
         config["zero_optimization"] |= zero
@@ -283,7 +282,8 @@ def main():
     observe_checkpointing(seen)
     observe_flat(seen, folder)
     observe_teacher(seen)
-    observe_pace.observe(seen)
+    for each in (observe_pace, observe_whole, observe_graphs):
+        each.observe(seen)
     if ranks.world_size() == 2:
         observe_agreement(seen)
         test_log.observe(seen)

@@ -108,6 +108,20 @@ def test_a_host_that_is_ahead_keeps_two_blocks_on_the_device_and_of_a_shard_more
         assert found["freed"] == [True] * (6 if len(set(expected)) > 1 else 0), "only released memory is waited for"
 
 
+def test_a_partitioned_teacher_is_never_whole_on_the_device(each):
+    assert each["replica moves"] == [True], "a replica is"
+    assert each["shard moves"] == each["offload moves"] == each["offload without blocks moves"] == []
+    assert each["offload without blocks equal"]
+
+
+@pytest.mark.parametrize("name", ["resumed", "new"])
+def test_with_cuda_graphs_the_student_never_frees_the_teachers_features(each, name):
+    found = each[f"graphs of a {name} run free"]
+    assert [call for call, _ in found] == 2 * ["teacher", "student"], "one graph per call"
+    assert [is_freeing for call, is_freeing in found if call == "student"] == [False, False]
+    assert found[2] == ["teacher", True], "the next micro-batch frees the results of this one"
+
+
 @pytest.mark.parametrize("placement", ["shard", "offload", "replica"])
 def test_the_teacher_is_frozen_and_always_in_eval_mode(each, placement):
     assert each[f"{placement} equal"] == [True] * 7, "features differ from the plain bf16 model's"

@@ -4,13 +4,15 @@ import logging
 import os
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import pytest
-from deepspeed.accelerator import real_accelerator
+from deepspeed.accelerator import cuda_accelerator, real_accelerator
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from deepspeed.utils import logger
 
 from tests.conftest import finish_ranks, free_port, start_ranks
-from vitkd_ds.engine import ranks
+from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.processes import (
     check_code_folders,
     check_gpu_is_used,
@@ -103,6 +105,25 @@ def test_local_rank_is_the_device_number():
     assert alone["LOCAL_RANK"] == "0"
     with pytest.raises(ValueError, match="below the number of visible GPUs, got 1 and 1 .* Start one rank per GPU"):
         choose_device(1, environ)
+
+
+@pytest.mark.parametrize("visible", ["MIG-a5f0c1de-8b1f-5e0c-b1a4-000000000000", "GPU-5", "0,1"])
+def test_deepspeed_learns_the_free_memory_of_devices_that_are_named_by_uuid(monkeypatch, visible):
+    """DeepSpeed's own accelerator, up to the first call that needs a GPU."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    accelerator = CUDA_Accelerator()
+    monkeypatch.setattr(cuda_accelerator, "pynvml", SimpleNamespace())
+    monkeypatch.setattr(processes, "get_accelerator", lambda: accelerator)
+    monkeypatch.setattr(processes, "choose_device", lambda number: None)
+    monkeypatch.setattr(accelerator, "set_device", lambda number: (_ for _ in ()).throw(RuntimeError("no GPU")))
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 * 2**30, 8 * 2**30))
+    with pytest.raises(RuntimeError, match="no GPU"):
+        start_processes()
+    assert accelerator.available_memory() == 3 * 2**30
 
 
 def test_a_gpu_that_torch_cannot_use_is_rejected_unless_the_cpu_is_asked_for(tmp_path):

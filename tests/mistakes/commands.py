@@ -98,10 +98,11 @@ MISTAKES = {
             " => inputs.host_s + (inputs.shard_host_s if layout.placement != 'replica' else 0)": ONE,
         },
         "memory_bytes": {
-            "8 if overlaps else 6 => 8": MEMORY,
+            "4 if overlaps else 2 => 4": MEMORY,
             "(8 * trained + inputs.state_bytes) / layout.ranks => 8 * trained + inputs.state_bytes": MEMORY,
             "8 * trained + inputs.state_bytes => 16 * trained": MEMORY,
             "min(inputs.bucket_elements, trained) => inputs.bucket_elements": MEMORY,
+            "4 * inputs.student_params => 0": MEMORY,
         },
     },
     "commands/plan/shapes.py": {

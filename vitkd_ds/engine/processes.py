@@ -17,7 +17,7 @@ import warnings
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Mapping, MutableMapping, NoReturn
+from typing import Any, Mapping, MutableMapping, NoReturn
 
 import deepspeed
 import torch
@@ -82,6 +82,17 @@ def choose_device(num_devices: int, environ: MutableMapping[str, str] = os.envir
             f"LOCAL_RANK must be below the number of visible GPUs, got {local_rank} and {num_devices} "
             f"(CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES', '')}). Start one rank per GPU."
         )
+
+
+def read_memory_with_torch(accelerator: Any) -> None:
+    """Let DeepSpeed's accelerator ask torch for the free memory of a CUDA device.
+
+    DeepSpeed asks NVML, and reads the numbers of NVML's devices from CUDA_VISIBLE_DEVICES. The variable may have UUIDs
+    instead, as for the slices of a partitioned GPU (MIG) and with some schedulers. NVML also counts other processes on
+    a partitioned GPU.
+    """
+    if accelerator.device_name() == "cuda":
+        accelerator.available_memory = lambda device_index=None: torch.cuda.mem_get_info(device_index)[0]
 
 
 def _first_slurm_node(nodelist: str) -> str:
@@ -184,6 +195,7 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_cpus())
     else:
+        read_memory_with_torch(accelerator)
         choose_device(accelerator.device_count())
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     # Longer than the watchdog's timeout, so that the watchdog fires first: its message is better.
@@ -232,10 +244,14 @@ def device_name() -> str:
 
 
 def peak_memory_gib() -> float:
-    """Return the peak device memory since the start, in GiB; on a CPU, the peak resident memory of this process."""
+    """Return the peak device memory since the start, in GiB; on a CPU, the peak resident memory of this process.
+
+    Device memory includes tensors that were deleted but that queued kernels of another stream may still use. torch
+    does not count them as allocated, but no other tensor can have their memory.
+    """
     if get_accelerator().device_name() == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return get_accelerator().max_memory_allocated() / 2**30
+    return get_accelerator().memory_stats()["active_bytes.all.peak"] / 2**30
 
 
 def synchronised_time() -> float:

@@ -118,6 +118,9 @@ class StudentEngine:
             # fallback_random gives masks and drop path the same random numbers as without compilation.
             options = compile_options(run.compile) | {"fallback_random": True}
             self.engine.compile(compile_kwargs={"dynamic": False, "options": options})
+        # Until the first mark, torch takes every call of a compiled model for a new step. The first call of the student
+        # would then free the teacher's features.
+        torch.compiler.cudagraph_mark_step_begin()
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         # DeepSpeed converts only parameters; an fp32 buffer would not match their dtype.
         self.distiller.student.to(self.dtype)

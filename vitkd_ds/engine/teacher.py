@@ -54,29 +54,33 @@ class FeatureModule(nn.Module):
         return features
 
 
-def partition_blocks(
+def partition(
     model: nn.Module,
-    stream: WeightStream,
     run: Run,
     ds_config: dict[str, Any],
     dtype: torch.dtype,
     on_block: Callable[[], None] = lambda: None,
 ) -> None:
-    """Load the weights of a model built on the meta device, and partition each block over the ranks. Collective.
+    """Partition the weights of a model over the ranks, block by block. Collective.
 
-    Rank 0 reads a block, DeepSpeed partitions it over the ranks, and then rank 0 reads the next block. So a rank holds
-    its partitions and at most one whole block. The weights outside blocks are read last, by every rank, and the engine
-    partitions them. `on_block` is called before each block.
+    If the model has a `weight_stream`, its weights are still in their file: rank 0 reads a block, DeepSpeed partitions
+    it over the ranks, and then the next block is read. So a rank holds its partition and at most one whole block. The
+    weights outside blocks are read last, by every rank, and the engine partitions them. Without a stream, every rank
+    holds the whole model in CPU memory, but the device also gets one block at a time. DeepSpeed's engine would move
+    the whole model to the device before it partitions it. `on_block` is called before each block.
 
     Raises:
         ValueError, OSError: the file cannot be read.
         FailedElsewhere: the file cannot be read on another rank.
     """
+    stream: WeightStream | None = getattr(model, "weight_stream", None)
     is_reader = ranks.rank() == 0
+    blocks = list(getattr(model, "blocks", ()))
     first = None
-    for number, block in enumerate(model.blocks):
+    for number, block in enumerate(blocks):
         on_block()
-        ranks.together(partial(stream.fill, block, f"blocks.{number}.", dtype, is_read=is_reader))
+        if stream:
+            ranks.together(partial(stream.fill, block, f"blocks.{number}.", dtype, is_read=is_reader))
         flat = FlatBlock(block, compile=run.compile)
         if first is None:
             deepspeed.zero.Init(module=flat, config_dict_or_path=deepcopy(ds_config), dtype=dtype)
@@ -84,8 +88,12 @@ def partition_blocks(
         else:
             first.convert_to_zero_parameters(param_list=flat.flats)
         model.blocks[number] = flat
-    model.blocks = nn.Sequential(*model.blocks)
-    ranks.together(partial(stream.fill, model, "", dtype))
+    if blocks:
+        model.blocks = nn.Sequential(*model.blocks)
+    else:  # models other than vision transformers stay unchanged
+        deepspeed.zero.Init(module=model, config_dict_or_path=deepcopy(ds_config), dtype=dtype)
+    if stream:
+        ranks.together(partial(stream.fill, model, "", dtype))
 
 
 def keeps_whole(placement: str) -> bool:
@@ -114,7 +122,7 @@ class Teacher:
     Args:
         name: the teacher's name in `run.teachers`.
         micro_batch_size: largest number of images per call.
-        on_block: called before each block is read from a file, because reading may take long.
+        on_block: called before each block is read and partitioned, because reading may take long.
         left: the queue of `Pace`, shared by teachers that run one after another; None creates a new queue.
     """
 
@@ -150,11 +158,8 @@ class Teacher:
                 self.module.compile(dynamic=False, options=compile_options(run.compile))
         else:
             ds_config["steps_per_print"] = None
-            if stream := getattr(model, "weight_stream", None):
-                partition_blocks(model, stream, run, ds_config, self.dtype, on_block)
-                move_buffers(module, device)
-            elif blocks := getattr(model, "blocks", ()):  # models other than vision transformers stay unchanged
-                model.blocks = nn.Sequential(*(FlatBlock(block, compile=run.compile) for block in blocks))
+            partition(model, run, ds_config, self.dtype, on_block)
+            move_buffers(module, device)
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
             for hook in self.module.optimizer.backward_hooks:
                 hook.remove()  # unused without backward; in forward they cost as much as the rest of ZeRO

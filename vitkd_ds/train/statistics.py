@@ -7,8 +7,6 @@ import math
 import statistics
 from typing import Sequence
 
-from scipy.special import stdtr, stdtrit
-
 NORMAL_95 = 1.96
 """Two-sided 95 % quantile of the normal distribution."""
 ROUNDING = 2e-5
@@ -55,6 +53,8 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """
     if _are_equal(values):
         return None
+    from scipy.special import stdtrit  # training needs this module, but not scipy
+
     quantile = float(stdtrit(len(values) - 1, 0.975))
     mean = statistics.mean(values)
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
@@ -78,6 +78,8 @@ def paired_p(differences: Sequence[float]) -> float | None:
     if _are_equal(differences):
         return None
     t = statistics.mean(differences) / (statistics.stdev(differences) / math.sqrt(len(differences)))
+    from scipy.special import stdtr  # training needs this module, but not scipy
+
     return float(2 * stdtr(len(differences) - 1, -abs(t)))
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, IPGBucket
 
 from vitkd_ds import cli
 from vitkd_ds.commands.plan import predict
@@ -24,6 +26,7 @@ INPUTS = predict.Inputs(
     shard_host_s=0.002,
     flops=1e9,
     trained_params=10**8,
+    student_params=9 * 10**7,
     teacher_params=2 * 10**8,
     gathers=10,
     gathered_params=5 * 10**7,
@@ -106,16 +109,33 @@ def test_memory_by_hand():
     layout = predict.Layout(nodes=1, gpus_per_node=4, micro_batch=100, accumulation=1, placement="shard")
     found = predict.memory_bytes(INPUTS, layout)
     teacher = 1e8 + 1e8  # a quarter of 4e8 bytes, and the parameters gathered at a time
-    assert list(found.values()) == [4e8, 4e8, 4e8, teacher, 2e7, 1e8, 1.5 * 2**30]
+    assert list(found.values()) == [4e8, 4e8, 3.6e8, 4e8, teacher, 2e7, 1e8, 1.5 * 2**30]
     assert predict.memory_bytes(replace(INPUTS, is_compiled=True), layout)["gradient buckets"] == 3e8, (
         "there is no second bucket to fill"
     )
     small = predict.memory_bytes(replace(INPUTS, trained_params=10**6), layout)
-    assert small["gradient buckets"] == 8e6, "a bucket is never larger than all gradients"
+    assert small["gradient buckets"] == 2e8 + 4e6, "two whole buckets, and a copy of all gradients to send"
     alone = predict.memory_bytes(replace(INPUTS, state_bytes=12 * 10**8), replace(layout, gpus_per_node=1))
-    assert list(alone.values())[:4] == [4e8, 20e8, 3e8, 4e8]
+    assert list(alone.values())[:5] == [4e8, 20e8, 3.6e8, 3e8, 4e8]
     assert predict.memory_bytes(INPUTS, replace(layout, placement="replica"))["teacher"] == 4e8
     assert predict.memory_bytes(INPUTS, replace(layout, placement="offload"))["teacher"] == 6e7 + 3e7 / 4
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_deepspeed_allocates_the_predicted_buckets_for_a_student_of_any_size(overlaps):
+    """DeepSpeed's own code; the copy to send depends on the gradients, which do not exist here."""
+    optimizer = object.__new__(DeepSpeedZeroOptimizer)
+    bucket = IPGBucket()
+    vars(optimizer).update(
+        ready_for_gradients=False, micro_step_id=0, contiguous_gradients=True, overlap_comm=overlaps,
+        ipg_buckets={torch.float32: bucket}, reduce_bucket_size=10**6, use_grad_accum_attribute=False,
+        dtype=torch.bfloat16,
+    )  # fmt: skip
+    optimizer.setup_buckets()
+    allocated = sum(buffer.numel() * buffer.element_size() for buffer in bucket.buffer)
+    inputs = replace(INPUTS, bucket_elements=10**6, trained_params=1000, is_compiled=not overlaps)
+    layout = predict.Layout(nodes=1, gpus_per_node=4, micro_batch=1, accumulation=1, placement="replica")
+    assert predict.memory_bytes(inputs, layout)["gradient buckets"] == allocated + 4 * 1000
 
 
 def test_base_at_512_images_fits_an_80_gb_card_and_checkpointing_takes_less():

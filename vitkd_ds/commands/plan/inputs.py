@@ -123,6 +123,7 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         shard_host_s=shard_host_s,
         flops=step_flops + others_flops,
         trained_params=num_parameters(distiller),
+        student_params=num_parameters(student),
         teacher_params=sum(map(num_parameters, teachers.values())),
         gathers=max(1, num_gathered + len(teachers)),
         # Teachers run one after another, so the largest one counts.

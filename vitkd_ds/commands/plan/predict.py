@@ -50,6 +50,8 @@ class Inputs:
     flops: float
     """Floating-point operations of a training step per image."""
     trained_params: int
+    """Parameters of the student and of the losses."""
+    student_params: int
     teacher_params: int
     gathers: int
     """Collectives in one forward of all sharded teachers: one per block, and one per teacher for the other weights."""
@@ -174,8 +176,10 @@ def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
     return {
         "student, bf16 weights and gradients": 4 * trained,
         "fp32 weights, gradient, optimizer state": (8 * trained + inputs.state_bytes) / layout.ranks,
-        # A bf16 buffer, a second one to fill while the first is sent, and an fp32 send buffer.
-        "gradient buckets": (8 if overlaps else 6) * min(inputs.bucket_elements, trained),
+        "fp32 copy of the student for evaluation": 4 * inputs.student_params,
+        # A bf16 buffer, and a second one to fill while the first is sent, which DeepSpeed allocates in full size for a
+        # student of any size; and an fp32 send buffer.
+        "gradient buckets": (4 if overlaps else 2) * inputs.bucket_elements + 4 * min(inputs.bucket_elements, trained),
         "teacher": teacher[layout.placement],
         "images": layout.micro_batch * inputs.image_bytes,
         "activations": layout.micro_batch * inputs.activation_bytes,
