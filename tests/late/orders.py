@@ -1,0 +1,19 @@
+"""Numbers of random orders that the tests of this folder try."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def in_orders(few: int, *, many: int = 0, each: int = 50) -> Any:
+    """Parametrize a test by `orders`, an iterable of seeds: `few` in each run, `many` in tests with the mark long.
+
+    Args:
+        each: seeds per long test.
+    """
+    cases: list[Any] = [pytest.param(range(few), id="few")]
+    for first in range(few, many, each):
+        orders: Iterable[int] = range(first, min(first + each, many))
+        cases.append(pytest.param(orders, id=f"from {first}", marks=pytest.mark.long))
+    return pytest.mark.parametrize("orders", cases)
