@@ -1,8 +1,8 @@
 """Memory of the simulated device, with the rules of torch's caching allocator.
 
 A tensor's memory belongs to the stream that was current when the tensor was created. When the tensor is gone, the next
-tensor of that stream with the same size gets the memory, even if kernels that use it are still queued. Only streams that
-were named by `record_stream` delay this until they have done the work that was queued when the tensor was freed.
+tensor of that stream with the same size gets the memory, even if queued kernels still use it. Only streams that were
+named by `record_stream` delay this, until they have done the work that was queued when the tensor was freed.
 """
 
 import weakref
