@@ -50,12 +50,12 @@ class Memory:
 
     Attributes:
         num_reused: number of tensors that got memory of an earlier tensor.
-        reserved: for each size in bytes (a multiple of ALIGNMENT), the number of tensors for which there is memory.
+        reserved: for each stream and size in bytes (see `size_of`), the number of tensors for which there is memory.
     """
 
     def __init__(self) -> None:
         self.num_reused = 0
-        self.reserved: dict[int, int] = defaultdict(int)
+        self.reserved: dict[tuple[Stream, int], int] = defaultdict(int)
         self._used: dict[int, Block] = {}
         self._freed: dict[tuple[Stream, int], list[Freed]] = defaultdict(list)
         self._pinned: dict[int, int] = {}
@@ -75,7 +75,7 @@ class Memory:
             if all(moment.is_past for moment in freed[place].moments):
                 self.num_reused += 1
                 return freed.pop(place).bytes_N
-        self.reserved[size] += 1
+        self.reserved[stream, size] += 1
         return np.full(size, GARBAGE, np.uint8)
 
     def _free(self, block: Block) -> None:

@@ -1,7 +1,7 @@
 """Leave a wait out of a function of the package, inside this process."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from types import FunctionType, ModuleType
@@ -11,7 +11,8 @@ from tests.mistakes.change import changed
 
 
 def _function_of(value: Any) -> FunctionType:
-    return value.func if isinstance(value, cached_property) else value
+    """Return the function inside its decorators."""
+    return inspect.unwrap(value.func if isinstance(value, cached_property) else value)
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def without(module: ModuleType, where: str, old: str, new: str = "") -> Iterator
     for part in owners:
         owner, source = getattr(owner, part), vars(source)[part] if not isinstance(source, dict) else source[part]
     function = _function_of(vars(owner)[name])
-    other: Callable[..., Any] = _function_of(vars(source)[name] if owners else source[name])
+    other = _function_of(vars(source)[name] if owners else source[name])
     right, function.__code__ = function.__code__, other.__code__
     try:
         yield
