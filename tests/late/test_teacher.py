@@ -138,12 +138,12 @@ def waiting_blocks_of_another(seed):
         first = small.module.module.model.blocks[0]
         first.register_forward_pre_hook(lambda *_: found.append(sum(not event.query() for event, _ in left)))
         images_BCHW = tiny.make_batch(8)[0].to("cuda")
-        for each in (large, small, large, small):
+        for each in 3 * (large, small):  # at first, DeepSpeed compares the ranks' traces, and waits
             each(images_BCHW)
-        return found
+        return found[-1]
 
 
 def test_a_teacher_waits_for_the_blocks_of_another_that_ran_before():
-    assert waiting_blocks_of_another(0) == waiting_blocks_of_another(1) == [0, 0]
+    assert waiting_blocks_of_another(0) == waiting_blocks_of_another(1) == 0
     with without(teacher, "Teacher.__call__", "self._pace.wait()"):
-        assert any(waiting_blocks_of_another(seed) != [0, 0] for seed in range(4))
+        assert any(waiting_blocks_of_another(seed) for seed in range(4))
