@@ -58,7 +58,7 @@ class Memory:
         self.reserved: dict[tuple[Stream, int], int] = defaultdict(int)
         self._used: dict[int, Block] = {}
         self._freed: dict[tuple[Stream, int], list[Freed]] = defaultdict(list)
-        self._pinned: dict[int, int] = {}
+        self._pinned: dict[object, range] = {}
 
     def empty(self, like: Tensor, stream: Stream) -> Tensor:
         """Return an uninitialized tensor of the shape, strides and dtype of another."""
@@ -103,14 +103,14 @@ class Memory:
 
     def pin(self, array: np.ndarray) -> None:
         """Register an array's memory as pinned, until the array is gone."""
-        start = array.ctypes.data
-        self._pinned[start] = start + array.nbytes
-        weakref.finalize(array, self._pinned.pop, start).atexit = False
+        key = object()
+        self._pinned[key] = range(array.ctypes.data, array.ctypes.data + array.nbytes)
+        weakref.finalize(array, self._pinned.pop, key).atexit = False
 
     def is_pinned(self, tensor: Tensor) -> bool:
         """Return whether a tensor is in pinned host memory."""
         address = tensor.data_ptr()
-        return any(start <= address < end for start, end in self._pinned.items())
+        return any(address in addresses for addresses in [*self._pinned.values()])
 
     def empty_pinned(self, like: Tensor) -> Tensor:
         """Return an uninitialized tensor of the shape, strides and dtype of another in pinned host memory.
