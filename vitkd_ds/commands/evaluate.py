@@ -67,9 +67,8 @@ def evaluate_exported(
     # A student without a classifier needs no labels, so any labels are ignored.
     most = run.data.max_val_images if run else 0
     labels = "use" if classes else "ignore"
-    data = exported.data(
-        find_packed("val", val), num_classes=len(classes), max_val_images=most, labels=labels, classes=kept
-    )
+    path = find_packed("val", val)
+    data = exported.data(path, num_classes=len(classes), max_val_images=most, labels=labels, classes=kept)
     teachers = _teachers_of(run, teacher, teacher_checkpoint)
     if not classes and not teachers:
         raise ValueError(
