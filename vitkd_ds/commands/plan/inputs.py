@@ -104,14 +104,13 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         loss_bytes = term.cost.bytes_per_patch * student.patch_embed.num_patches * pair.teacher_dim
         loss_s = hardware.slower * known.LOSS.seconds * (pair.teacher_dim / known.LOSS_DIM) ** 2
     others_flops, others_bytes = _others_cost(run, pairs)
-    others_s = others_flops / (ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e12)
     gathered = {name: _gathered_modules(teacher) for name, teacher in teachers.items()}
     num_gathered = sum(map(len, gathered.values()))
     host_s, shard_host_s = _host_seconds(num_gathered)
     checkpointed = run.student.checkpoint_activations
+    others_s = others_flops / (ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e12)
     step_flops = shapes.step_flops(student, [(teachers[name], sizes[name]) for name in teachers], loss, image_size=size)
     bytes_per_value = shapes.IMAGE_BYTES_PER_VALUE + shapes.MORE_BYTES_PER_VALUE * max(0, len(teachers) - 1)
-    activation_bytes = shapes.activation_bytes(student, checkpointed=checkpointed)
     return Inputs(
         teacher_s=sum(rate.seconds for rate, _ in rates.values()),
         # Checkpointing repeats the forward, which is a third of forward and backward.
@@ -129,7 +128,7 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         # Teachers run one after another, so the largest one counts.
         gathered_params=max([0, *(_gathered_params(teachers[name], gathered[name], "shard") for name in teachers)]),
         offloaded_params=max([0, *(_gathered_params(teachers[name], gathered[name], "offload") for name in teachers)]),
-        activation_bytes=activation_bytes + loss_bytes + others_bytes,
+        activation_bytes=shapes.activation_bytes(student, checkpointed=checkpointed) + loss_bytes + others_bytes,
         image_bytes=bytes_per_value * 3 * max([size, *sizes.values()]) ** 2,
         is_compiled=run.is_compiled,
         state_bytes=state_bytes(distiller, run.optim),
