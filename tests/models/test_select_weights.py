@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.commands.test_evaluate import write_export
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
-from vitkd_ds.config.selected import source_of
+from vitkd_ds.config.selected import DEMO_TEACHER, source_of
 from vitkd_ds.models.build import build_student, normalization_of, statistics_of
 from vitkd_ds.models.select_weights import indices, select_weights
 from vitkd_ds.recipes import build_run
@@ -229,3 +229,15 @@ def test_a_path_is_resolved_a_teacher_is_not_and_both_keep_the_students_model(tm
     file.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match=r"student.safetensors has no description of its model. Pass a run, a"):
         source_of(f"select:{file}", {})
+
+
+def test_demo_selects_from_the_packaged_teacher_and_the_recipe_demo_fast_uses_it():
+    run = build_run("demo_fast")
+    assert apply_options(run, {"student.init": "select:demo"}) == run, "a run without a teacher accepts it"
+    told = replace(run.student, init=f"select:{DEMO_TEACHER}")
+    students = [build_student(config, run.data) for config in (run.student, told)]
+    theirs = timm.create_model("deit_tiny_patch16_224", **run.student.model_args, img_size=28, num_classes=10)
+    for name, weight in students[0].state_dict().items():
+        assert name.startswith("head.") or torch.equal(weight, students[1].state_dict()[name]), name
+        assert weight.shape == theirs.state_dict()[name].shape
+    assert not torch.equal(students[0].blocks[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)

@@ -80,7 +80,7 @@ def check_values(name: str, flags: dict[str, str]) -> None:
 
 
 def own_options(name: str) -> dict[str, type]:
-    """Return the type of each option that is an argument of the command's function. Options in OF_RUN are not."""
+    """Return the type of each option that is an argument of the command's function; leave out options in OF_RUN."""
     page = PAGES[name]
     return {key: option.kind for key, option in page.options.items() if not (page.takes_run and key in OF_RUN)}
 

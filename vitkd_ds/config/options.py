@@ -47,7 +47,7 @@ def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
 
 
 def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
-    """Add the teachers that the options name and the run lacks, or remove all teachers if `teacher` is "none"."""
+    """Add teachers that options mention but the run does not have. If `teacher` is "none", remove all teachers."""
     paths = {key: path_of(key) for key in options if key != USUAL}
     own = {key: path[1] for key, path in paths.items() if path[0] == MANY and len(path) == 3}
     if USUAL not in options:

@@ -51,8 +51,8 @@ class StudentConfig(Part, place="student"):
     init: str = ""
     """Initial weights: the path of a weight file, or of a run folder, checkpoint or exported student (these also set
     the model). hub: timm's pretrained weights. "": random weights. select:SOURCE: weights selected from a larger model,
-    where SOURCE is a teacher of the run, hub:NAME, or a path. A classifier for other classes is replaced by a random
-    one."""
+    where SOURCE is a teacher of the run, demo (the packaged teacher), hub:NAME, or a path. A classifier for other
+    classes is replaced by a random one."""
     select_heads: Literal["whole", "even"] = "whole"
     """For init=select:SOURCE: select whole attention heads, or evenly spaced channels of all heads."""
     select_blocks: Literal["first", "even"] = "first"

@@ -8,6 +8,9 @@ from vitkd_ds.config.run_folder import description_beside, model_of
 
 SELECT = "select:"
 HUB = "hub:"
+DEMO = "demo"
+DEMO_TEACHER = Path(__file__).parents[1] / "data" / "demo" / "teacher.safetensors"
+"""Weights of the packaged teacher."""
 
 
 def is_selected(init: str) -> bool:
@@ -16,9 +19,9 @@ def is_selected(init: str) -> bool:
 
 
 def selected_file(init: str, teachers: Mapping[str, TeacherConfig]) -> str:
-    """Return the path of the weights to select from; "" if SOURCE is a teacher of the run or on the hub."""
+    """Return the path of the weights to select from; "" if SOURCE is a teacher of the run, "demo" or on the hub."""
     source = init.removeprefix(SELECT)
-    return "" if not is_selected(init) or source in teachers or source.startswith(HUB) else source
+    return "" if not is_selected(init) or source in (*teachers, DEMO) or source.startswith(HUB) else source
 
 
 def source_of(init: str, teachers: Mapping[str, TeacherConfig]) -> TeacherConfig:
@@ -32,7 +35,7 @@ def source_of(init: str, teachers: Mapping[str, TeacherConfig]) -> TeacherConfig
         return teachers[source]
     if source.startswith(HUB):
         return TeacherConfig(model=source.removeprefix(HUB))
-    described = model_of(description_beside(Path(source)))
+    described = model_of(description_beside(DEMO_TEACHER if source == DEMO else Path(source)))
     if not described:
         raise ValueError(
             f"student.init={init}: {source} has no description of its model. Pass a run, a checkpoint or an export, or "

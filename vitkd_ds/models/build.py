@@ -16,7 +16,7 @@ from torch import nn
 
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.config.run_folder import description_beside, model_of
-from vitkd_ds.config.selected import is_selected, source_of
+from vitkd_ds.config.selected import DEMO_TEACHER, is_selected, source_of
 from vitkd_ds.config.teachers import USUAL
 from vitkd_ds.config.teachers import read as read_by_teacher
 from vitkd_ds.models.arguments import preprocessing_of
@@ -31,8 +31,6 @@ from vitkd_ds.models.stream import WeightStream, can_stream, make_buffers
 from vitkd_ds.models.weights import load_state_dict_file
 
 logger = logging.getLogger(__name__)
-
-DEMO_TEACHER = Path(__file__).parents[1] / "data" / "demo" / "teacher.safetensors"
 
 
 def build_student(

@@ -7,8 +7,8 @@ gives the student's s channels. The classifier stays random.
 **Differs**:
 
 - If s does not divide w, the channels are `round(linspace(0, w - 1, s))`. The source fails in this case.
-- With `heads="whole"`, whole attention heads are selected: the same rows of queries, keys and values, and columns of
-  `proj`.
+- With `heads="whole"`, whole attention heads are selected. The rows of queries, keys and values and the columns of
+  `proj` have the same indices.
 - With `blocks="even"`, the blocks are spread evenly over the depth.
 - If only the larger model has LayerScale, it is multiplied into `attn.proj` and `mlp.fc2`. If only the student has a
   position embedding of the class token, it is set to 0. If only the larger model has one, it is added to the class

@@ -24,6 +24,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     for recipe in (
         demo.demo,
         demo.demo_plain,
+        demo.demo_fast,
         demo.demo_teacher,
         demo.demo_label_free,
         imagenet.deit_tiny_from_deit3_small,

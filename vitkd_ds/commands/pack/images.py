@@ -137,7 +137,7 @@ def _finish(packing: Packing, dst: Path, *, shuffled: bool, fingerprint: str) ->
         found = sources[records["origin"] == origin]
         if len(found):
             first = source.names[found.min()]
-            logger.warning("%d images %s and were encoded. The first one is %r.", len(found), reason, first)
+            logger.warning("%d images %s and were re-encoded. The first one is %r.", len(found), reason, first)
     return info
 
 

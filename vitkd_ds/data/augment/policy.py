@@ -120,7 +120,7 @@ def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray
     """Return an operation's argument at each magnitude, as timm's level functions compute it: float64 [N].
 
     `is_negative_N` selects the sign. It matters only for geometric operations, and for `ENHANCEMENTS` if
-    `is_increasing` is True: their factor is then either above or below 1.
+    `is_increasing` is True. The sign then decides whether the factor of an enhancement is above or below 1.
 
     Args:
         op: one of RAND_AUGMENT_OPS.

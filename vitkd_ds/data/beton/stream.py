@@ -69,7 +69,7 @@ class CropDecoder(Operation):
 
 
 class CropLoader(TamedLoader):
-    """Images of a .beton through FFCV's loader with one `CropDecoder`; implements `vitkd_ds.data.images.Images`.
+    """Loader of a .beton that uses FFCV's loader with one `CropDecoder`; implements `vitkd_ds.data.images.Images`.
 
     Memory per rank: the ring of buffers takes ``5 x micro-batch x size x size x 3`` bytes. A file with 1.28 million
     images takes a further 161 MiB (measured). Each thread also needs scratch space for a few crops.

@@ -154,7 +154,7 @@ def check_are_no_splits(src: Path, classes: Sequence[str]) -> None:
     """Raise ValueError if the folders in `src` are splits, such as train/, instead of classes.
 
     A split directly contains folders but no images. A folder like this is taken for a split if its name is in
-    `SPLIT_NAMES`. If none has such a name, the folders in `src` are taken for splits if all of them are like this.
+    `SPLIT_NAMES`. If no name is in it, the folders in `src` are taken for splits only if every one is like this.
     """
     inner = {name: _folders_only(src / name) for name in classes}
     splits = [name for name in SPLIT_NAMES if inner.get(name)] or list(classes if all(inner.values()) else ())
