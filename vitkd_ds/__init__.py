@@ -16,7 +16,7 @@ seconds, and commands must be able to handle signals before these imports. Packa
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.10.0"
+__version__ = "1.0.0"
 __all__ = ["Distiller", "ViTKDLoss", "build_loader", "kd_loss", "load_student", "nkd_loss", "tap_features"]
 
 _HOMES = {
