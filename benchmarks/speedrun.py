@@ -79,7 +79,7 @@ def train(folder: Path, cell: str, epochs: int, seed: int, factor: float, data: 
         sys.exit(f"the run failed: {' '.join(command)}")
     summary = json.loads((Path(options["workdir"]) / SUMMARY).read_text())
     cpu_s = round(usage.ru_utime + usage.ru_stime, 1)
-    row = {"cell": cell, "epochs": epochs, "factor": factor, "seed": seed, "top1": summary["top1"], "cpu_s": cpu_s}
+    row = {"cell": cell, "epochs": epochs, "factor": factor, "seed": seed, "top1": summary["student_top1"], "cpu_s": cpu_s}
     print(json.dumps(row), flush=True)
     return row
 
