@@ -22,6 +22,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.demo_methods import held_out_data  # noqa: E402
 from benchmarks.fashion_mnist import write_folders  # noqa: E402
@@ -31,8 +33,7 @@ from vitkd_ds.config.run_folder import SUMMARY  # noqa: E402
 PLAIN = {"recipe": "demo_plain"}
 DISTILLED = {"recipe": "demo"}
 MUON = {"optim.name": "muon"}
-TEACHER = str(Path(__file__).resolve().parents[1] / "vitkd_ds/data/demo/teacher.safetensors")
-SELECTED = {"student.init": f"select:{TEACHER}"}
+SELECTED = {"student.init": "select:demo"}
 CELLS: dict[str, dict[str, str]] = {
     "plain": PLAIN,
     "plain+muon": PLAIN | MUON,
@@ -62,15 +63,19 @@ def test_images(folder: Path) -> dict[str, str]:
 
 def train(folder: Path, cell: str, epochs: int, seed: int, factor: float, data: dict[str, str]) -> dict[str, Any]:
     """Train and evaluate one student in a process of its own; return its row."""
-    options = CELLS[cell] | data | {
-        "epochs": str(epochs),
-        "optim.lr": f"{LR * factor:g}",
-        "optim.warmup_epochs": "0",
-        "optim.warmup_fraction": str(WARMUP),
-        "eval_every_epochs": "0",
-        "seed": str(seed),
-        "workdir": str(folder / f"{cell}@{epochs}x{factor:g}" / f"seed{seed}"),
-    }
+    options = (
+        CELLS[cell]
+        | data
+        | {
+            "epochs": str(epochs),
+            "optim.lr": f"{LR * factor:g}",
+            "optim.warmup_epochs": "0",
+            "optim.warmup_fraction": str(WARMUP),
+            "eval_every_epochs": "0",
+            "seed": str(seed),
+            "workdir": str(folder / f"{cell}@{epochs}x{factor:g}" / f"seed{seed}"),
+        }
+    )
     command = [sys.executable, "-m", "vitkd_ds", "train", *(f"--{key}={value}" for key, value in options.items())]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -79,7 +84,14 @@ def train(folder: Path, cell: str, epochs: int, seed: int, factor: float, data: 
         sys.exit(f"the run failed: {' '.join(command)}")
     summary = json.loads((Path(options["workdir"]) / SUMMARY).read_text())
     cpu_s = round(usage.ru_utime + usage.ru_stime, 1)
-    row = {"cell": cell, "epochs": epochs, "factor": factor, "seed": seed, "top1": summary["student_top1"], "cpu_s": cpu_s}
+    row = {
+        "cell": cell,
+        "epochs": epochs,
+        "factor": factor,
+        "seed": seed,
+        "top1": summary["student_top1"],
+        "cpu_s": cpu_s,
+    }
     print(json.dumps(row), flush=True)
     return row
 
@@ -132,19 +144,21 @@ def run(folder: Path, cells: list[str], seeds: list[int]) -> None:
 
 def table(folder: Path) -> None:
     """Print mean top-1, the 95 % interval of the mean and CPU seconds for each cell and number of epochs."""
-    from scipy.stats import t
-
     groups = defaultdict(list)
     for row in finished(folder / "runs" / "rows.jsonl"):
         groups[row["cell"], row["epochs"], row["factor"]].append(row)
-    print("| cell | epochs | learning rate | top-1 | 95 % interval | CPU-s | images | n |\n|---|---|---|---|---|---|---|---|")
+    print("| cell | epochs | learning rate | top-1 | 95 % interval | CPU-s | images | n |")
+    print("|---|---|---|---|---|---|---|---|")
     for (cell, epochs, factor), rows in sorted(groups.items()):
         top1 = [row["top1"] for row in rows]
-        half = t.ppf(0.975, len(rows) - 1) * statistics.stdev(top1) / len(rows) ** 0.5 if len(rows) > 1 else float("nan")
         seconds = statistics.mean(row["cpu_s"] for row in rows)
         mean = statistics.mean(top1)
+        interval = ""
+        if len(rows) > 1:
+            half = t.ppf(0.975, len(rows) - 1) * statistics.stdev(top1) / len(rows) ** 0.5
+            interval = f"{mean - half:.2f} to {mean + half:.2f}"
         print(
-            f"| {cell} | {epochs} | {LR * factor:g} | {mean:.2f} | {mean - half:.2f} to {mean + half:.2f} | {seconds:.0f} "
+            f"| {cell} | {epochs} | {LR * factor:g} | {mean:.2f} | {interval} | {seconds:.0f} "
             f"| {6000 * epochs:,} | {len(rows)} |"
         )
 
