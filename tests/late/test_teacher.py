@@ -94,7 +94,7 @@ def expected(one_rank):
 
 
 @pytest.mark.parametrize("placement", MOST_BLOCKS)
-@in_orders(2, many=100)
+@in_orders(1, many=101)
 def test_features_equal_the_replicas_with_few_blocks_on_the_device_in_every_order(orders, placement, expected):
     for seed in orders:
         found, num_blocks = late_features(seed, placement)
