@@ -29,7 +29,7 @@ class Rig:
         self.bad = torch.ones((), device=device)
         self.totals, self.outcomes = [], []
 
-    def update(self, steps=3, bad_step=None):
+    def update(self, steps=2, bad_step=None):
         """Queue a few updates."""
         for step in range(steps):
             self.engine.set_lr(1e-3)

@@ -30,26 +30,26 @@ def expected(one_rank):
     return Rig("cpu").update().read(torch.Tensor.detach)
 
 
-@in_orders(2, many=300)
+@in_orders(2, many=302)
 def test_updates_give_the_cpus_bits_in_every_order(orders, expected):
-    assert len(expected[1][-1]) > 100 and len({outcome[0] for outcome in expected[0]}) == 3
+    assert len(expected[1][-1]) > 100 and len({outcome[0] for outcome in expected[0]}) == 2
     for seed in orders:
         assert late_results(seed) == expected, seed
 
 
-@in_orders(1, many=30)
+@in_orders(1, many=31)
 def test_a_skipped_update_is_known_late_and_changes_nothing(orders):
-    expected = Rig("cpu").update(bad_step=1).read(torch.Tensor.detach)
+    expected = Rig("cpu").update(steps=3, bad_step=1).read(torch.Tensor.detach)
     assert [outcome[0] == outcome[0] for outcome in expected[0]] == [True, False, False]
     for seed in orders:
-        assert repr(late_results(seed, bad_step=1)) == repr(expected), seed
+        assert repr(late_results(seed, steps=3, bad_step=1)) == repr(expected), seed
 
 
 def test_the_host_queues_updates_without_waiting():
     with late_device(0, eager=0) as device:
         rig = Rig("cuda", run=replace(RUN, ds_config=tiny.RUN.ds_config)).update(steps=1)
         with mock.patch.object(device.order, "run_until", side_effect=AssertionError("the host waited")):
-            rig.update(steps=2)
+            rig.update(steps=1)
         assert all(math.isfinite(outcome.grad_norm) for outcome in rig.outcomes)
 
 
