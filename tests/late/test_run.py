@@ -64,6 +64,7 @@ def trained_late(seed, workdir, data):
 
         stack.enter_context(mock.patch.object(transfer.CopyStream, "copy", from_pinned))
         stack.enter_context(mock.patch.object(torch.cuda, "get_device_name", lambda *_: "simulated"))
+        stack.enter_context(mock.patch.object(torch.cuda, "mem_get_info", lambda *_: (2**34, 2**34)))
         stack.enter_context(mock.patch.object(timm.layers.config, "_USE_FUSED_ATTN", 0))  # as on a CPU
         found = trained(workdir, data)
         assert device.kernels.num_kernels > 1000 and len(device.order.streams) > 1

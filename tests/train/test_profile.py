@@ -33,10 +33,10 @@ def test_a_trace_has_the_phases_of_the_requested_number_of_steps(tmp_path):
     run_command(sys.executable, ROOT / "train.py", *FLAGS, *args, cwd=ROOT)
     events = json.loads(gzip.decompress((tmp_path / "profile" / "trace.json.gz").read_bytes()))["traceEvents"]
     named = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
-    assert {part: named[part] for part in PARTS} == {part: 2 if part == "update" else 4 for part in PARTS}
+    assert {part: named[part] for part in PARTS} == {"data": 8, "teacher": 4, "forward": 4, "backward": 4, "update": 2}
     table = (tmp_path / "profile" / "table.txt").read_text().splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in table[1 : 1 + len(PARTS)]}
-    assert [rows[part][0] for part in PARTS] == ["4", "4", "4", "4", "2"]
+    assert [rows[part][0] for part in PARTS] == ["8", "4", "4", "4", "2"]
     assert all(float(rows[part][1]) > 0 for part in PARTS)
     assert json.loads((tmp_path / "config.json").read_text())["run"]["deterministic"] is True
 

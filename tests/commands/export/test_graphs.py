@@ -83,7 +83,7 @@ def test_a_graph_matches_timm_for_any_number_of_images_and_describes_its_inputs(
     (tmp_path / "student" / "student.json").write_text(json.dumps(described))
     options = {"format": format, "half": half, "val": str(small_beton)}
     said = export_graph(tmp_path / "student", tmp_path / "out", **options)
-    assert said.startswith(f"{tmp_path / 'out'}: largest difference to torch in fp32 ")
+    assert said.startswith(f"{tmp_path / 'out'}: largest difference from torch in fp32 ")
     assert said.endswith("on 16 images in micro-batches of 1, 3, 16")
     run, found = READERS[format](tmp_path / "out")
     assert {key: found[key] for key in described} == described
@@ -136,7 +136,7 @@ def test_the_bound_is_relative_to_the_largest_output_and_every_micro_batch_count
 
         with pytest.raises(ValueError, match="more than 0.0001 of the largest output .largest difference .* 0.01"):
             graphs._compare(run, images_BCHW, expected_BK, torch.float32)
-        assert "difference to torch in fp32 0.01, with" in graphs._compare(run, images_BCHW, expected_BK, torch.float16)
+        assert "difference from torch in fp32 0.01, with" in graphs._compare(run, images_BCHW, expected_BK, torch.float16)
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])

@@ -67,7 +67,7 @@ def test_a_folder_of_splits_is_rejected_with_the_command_that_packs_one_of_them(
     )
     train = src / "train"
     found = rf"'{train}' is not a class: it directly contains no images, only folders \(ant, bee\). If those are the "
-    with pytest.raises(ValueError, match=f"{found}.*: vitkd-ds pack {train} {train}.beton. Otherwise .* --classes"):
+    with pytest.raises(ValueError, match=f"{found}.*: vitkd-ds pack {train} {train}.beton. Otherwise, .* --classes"):
         open_source(src)
     (tmp_path / "names.txt").write_text("train\nval\n")
     assert open_source(src, classes=str(tmp_path / "names.txt")).labels.tolist() == [0, 0, 1]
