@@ -136,7 +136,9 @@ def test_the_bound_is_relative_to_the_largest_output_and_every_micro_batch_count
 
         with pytest.raises(ValueError, match="more than 0.0001 of the largest output .largest difference .* 0.01"):
             graphs._compare(run, images_BCHW, expected_BK, torch.float32)
-        assert "difference from torch in fp32 0.01, with" in graphs._compare(run, images_BCHW, expected_BK, torch.float16)
+        assert "difference from torch in fp32 0.01, with" in graphs._compare(
+            run, images_BCHW, expected_BK, torch.float16
+        )
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
